@@ -1,0 +1,36 @@
+// toco_kernels._numpy: the CPU kernels on NumPy arrays, for worker processes that never import torch.
+// toco_kernels/numpy.py checks shapes and dtypes before it calls in here.
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+
+#include <vector>
+
+#include "class_contrast/class_contrast.h"
+#include "threads.h"
+
+namespace py = pybind11;
+
+template <typename T>
+using Array = py::array_t<T, py::array::c_style>;
+
+template <typename T>
+static py::tuple class_token_contrast(const Array<T>& student, const Array<T>& teacher, const Array<uint8_t>& flags,
+                                      double temperature, int threads) {
+  const toco::ClassContrastShape shape{flags.shape(0), flags.shape(1), student.shape(1)};
+  Array<T> grad_student({student.shape(0), student.shape(1)});
+  std::vector<T> scratch(toco::class_contrast_scratch(shape));
+  T loss;
+  {
+    const T *s = student.data(), *t = teacher.data();
+    const toco::Flags f{flags.data(), toco::Flags::kUInt8};
+    T* grad = grad_student.mutable_data();
+    py::gil_scoped_release release;
+    toco::class_token_contrast_cpu(s, t, f, temperature, &loss, grad, scratch.data(), shape, toco::threads(threads));
+  }
+  return py::make_tuple(loss, grad_student);
+}
+
+PYBIND11_MODULE(_numpy, m) {
+  m.def("class_token_contrast", &class_token_contrast<float>);
+  m.def("class_token_contrast", &class_token_contrast<double>);
+}

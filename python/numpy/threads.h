@@ -1,0 +1,22 @@
+// Threads for callers without a pool of their own: worker processes want one, a script may ask for more.
+#pragma once
+#include <algorithm>
+#include <thread>
+#include <vector>
+
+#include "common/parallel.h"
+
+namespace toco {
+
+inline Parallel threads(int count) {
+  return {count, [count](int64_t size, int64_t grain, const Body& body) {
+            const int64_t parts = std::max<int64_t>(1, std::min<int64_t>(count, size / std::max<int64_t>(grain, 1)));
+            const auto run = [&](int64_t part) { body(size * part / parts, size * (part + 1) / parts, int(part)); };
+            std::vector<std::thread> others;
+            for (int64_t part = 1; part < parts; ++part) others.emplace_back(run, part);
+            run(0);
+            for (std::thread& other : others) other.join();
+          }};
+}
+
+}  // namespace toco

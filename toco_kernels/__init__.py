@@ -1,0 +1,34 @@
+"""Fused kernels and drop-in training modules for weakly-supervised semantic segmentation.
+
+Dimensions, everywhere in this package: `B` images, `N` patches, `D` channels, `C` classes, `H W` pixels, `K` kept,
+`T` iterations, `P` neighbours.
+
+Names are loaded on first use, so that `import toco_kernels.numpy` in a worker process never imports torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+__version__ = "0.1.0"
+
+ROOMS = {  # one folder per operator, and what it adds to the public API
+    "class_contrast": ("ClassTokenContrastLoss", "class_token_contrast", "update_ema_"),
+}
+_ROOM_OF = {name: room for room, names in ROOMS.items() for name in names}
+
+__all__ = sorted(_ROOM_OF)  # noqa: PLE0605
+
+if TYPE_CHECKING:
+    from .class_contrast import ClassTokenContrastLoss, class_token_contrast, update_ema_
+
+
+def __getattr__(name: str):
+    if name in _ROOM_OF:
+        return getattr(import_module(f"{__name__}.{_ROOM_OF[name]}"), name)
+    if name in ROOMS or name in ("compat", "numpy", "testing"):
+        return import_module(f"{__name__}.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__():
+    return [*globals(), *__all__]

@@ -1,0 +1,1 @@
+"""Python that two rooms share."""
