@@ -16,7 +16,7 @@ ROOMS = {  # one folder per operator, and what it adds to the public API
 }
 _ROOM_OF = {name: room for room, names in ROOMS.items() for name in names}
 
-__all__ = sorted(_ROOM_OF)  # noqa: PLE0605
+__all__ = sorted(_ROOM_OF)
 
 if TYPE_CHECKING:
     from .class_contrast import ClassTokenContrastLoss, class_token_contrast, update_ema_

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 from ..class_contrast import class_token_contrast
 
 
-class CTCLoss_neg(nn.Module):  # noqa: N801
+class CTCLoss_neg(nn.Module):
     """ToCo's class-token contrast under its published name: `toco_kernels.class_token_contrast`.
 
     Args:
