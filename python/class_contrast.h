@@ -17,12 +17,15 @@ inline Flags flags_of(const Tensor& flags) {
       return {flags.data_ptr(), Flags::kInt32};
     case ScalarType::Long:
       return {flags.data_ptr(), Flags::kInt64};
+    case ScalarType::Half:
+    case ScalarType::BFloat16:
+      return {flags.data_ptr(), Flags::kHalf};
     case ScalarType::Float:
       return {flags.data_ptr(), Flags::kFloat};
     case ScalarType::Double:
       return {flags.data_ptr(), Flags::kDouble};
     default:
-      STD_TORCH_CHECK(false, "flags must be bool, int8, uint8, int32, int64, float32 or float64");
+      STD_TORCH_CHECK(false, "flags must be bool, int8, uint8, int32, int64 or floating point");
   }
 }
 

@@ -14,7 +14,7 @@ struct ClassContrastShape {
 
 // Flags come in whatever dtype the caller has; converting them first would cost a launch.
 struct Flags {
-  enum Type { kUInt8, kInt32, kInt64, kFloat, kDouble };
+  enum Type { kUInt8, kInt32, kInt64, kHalf, kFloat, kDouble };  // kHalf: float16 and bfloat16
   const void* data;
   Type type;
 
@@ -26,6 +26,8 @@ struct Flags {
         return static_cast<const int32_t*>(data)[i] != 0;
       case kInt64:
         return static_cast<const int64_t*>(data)[i] != 0;
+      case kHalf:
+        return (static_cast<const uint16_t*>(data)[i] & 0x7fff) != 0;
       case kFloat:
         return static_cast<const float*>(data)[i] != 0;
       default:

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from .._library import define_loss
-from ..common.checks import check_constant, check_floating, check_same_device, check_tensor
+from ..common.checks import FLOATING, check_constant, check_floating, check_same_device, check_tensor
 from ..common.errors import bad_type, bad_value
 from . import reference
 
@@ -15,7 +15,8 @@ _loss = define_loss(
     reference=reference.class_token_contrast,
 )
 
-_FLAG_DTYPES = (torch.bool, torch.uint8, torch.int8, torch.int32, torch.int64, torch.float32, torch.float64)
+# Kernels read flags of these dtypes as they are; others are compared with zero first.
+_FLAG_DTYPES = FLOATING | {torch.bool, torch.uint8, torch.int8, torch.int32, torch.int64}
 
 
 def class_token_contrast(
@@ -39,7 +40,7 @@ def class_token_contrast(
         student: (crops * B, D) projected class tokens of the student, float32, float64, float16 or bfloat16.
         teacher: (2 * B, D) projected class tokens of the teacher, same dtype (else both are promoted). A constant.
         flags: (B, crops) 0 where a crop shows background, anything else where it shows an object;
-            bool, integer, float32 or float64.
+            bool, integer or floating point.
         temperature: divides the logits, > 0. ToCo: 0.5 on VOC, 1.0 on COCO.
 
     Returns:
@@ -56,8 +57,8 @@ def class_token_contrast(
     check_tensor(flags, "flags", 2, "(B, crops)")
     check_floating(student, "student")
     check_floating(teacher, "teacher")
-    if flags.dtype not in _FLAG_DTYPES:
-        raise bad_type("flags", "be bool, int8, uint8, int32, int64, float32 or float64", flags.dtype)
+    if flags.is_complex():
+        raise bad_type("flags", "be bool, integer or floating point", flags.dtype)
     check_same_device(teacher, "teacher", student, "student")
     check_same_device(flags, "flags", student, "student")
     check_constant(teacher, "teacher", "the loss trains the student alone")
@@ -72,4 +73,6 @@ def class_token_contrast(
     if teacher.dtype != student.dtype:
         dtype = torch.promote_types(student.dtype, teacher.dtype)
         student, teacher = student.to(dtype), teacher.to(dtype)
+    if flags.dtype not in _FLAG_DTYPES:
+        flags = flags != 0
     return _loss(student, teacher, flags, temperature)

@@ -1,0 +1,347 @@
+"""What every room owes, written once (CONTRIBUTING.md). A room is described in tests/rooms.py."""
+
+import pytest
+import torch
+from rooms import ROOMS
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import toco_kernels
+from toco_kernels._library import NOT_LOADED, OPERATORS
+from toco_kernels.testing import assert_matches_reference, reference_only, run, to_dtype
+
+DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
+EDGES = [pytest.param(room, edge, id=f"{room}-{edge}") for room in ROOMS for edge in room.edges]
+BAD = [pytest.param(room, bad, id=f"{room}-{bad}") for room in ROOMS for bad in room.bad]
+
+every_room = pytest.mark.parametrize("room", ROOMS, ids=str)
+
+
+def tensors(inputs, change):
+    """`inputs` with every tensor changed."""
+    return {name: change(value) if isinstance(value, Tensor) else value for name, value in inputs.items()}
+
+
+def prepared(inputs, device, dtype=torch.float32):
+    return to_dtype(tensors(inputs, lambda tensor: tensor.to(device)), dtype)
+
+
+def judge(room, inputs, wrap=lambda function: function):
+    assert_matches_reference(
+        wrap(room.function),
+        wrap(room.reference),
+        inputs,
+        differentiable=room.differentiable,
+        terms=room.terms,
+        magnitude=room.magnitude,
+    )
+
+
+def assert_same_bits(left, right):
+    (outputs, grads), (other_outputs, other_grads) = left, right
+    for a, b in [*zip(outputs, other_outputs, strict=True), *((grads[name], other_grads[name]) for name in grads)]:
+        assert torch.equal(a, b)
+
+
+@pytest.fixture
+def threads():
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+def test_every_operator_is_described():
+    """A room that nobody entered in rooms.py would owe nothing."""
+    for name in toco_kernels.ROOMS:
+        getattr(toco_kernels, name)
+    described = {room.operator(room.sample())[0] for room in ROOMS}
+    assert {operator.overload for operator in OPERATORS.values()} == described
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@every_room
+def test_values_and_gradients(room, dtype, device):
+    inputs = prepared(room.sample(), device, dtype)
+    judge(room, inputs)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+@pytest.mark.parametrize(("room", "edge"), EDGES)
+def test_edges(room, edge, dtype, device):
+    inputs = prepared(room.edges[edge](), device, dtype)
+    judge(room, inputs)
+
+
+@pytest.mark.skipif("_torch_cpu" in NOT_LOADED, reason="no CPU kernels here")
+@pytest.mark.parametrize("isa", [0, 1, 2], ids=["portable", "avx2", "avx512"])
+@pytest.mark.parametrize(("room", "edge"), EDGES)
+def test_every_instruction_set(room, edge, isa):
+    before = torch.ops.toco_kernels.limit_isa(-1)
+    try:
+        if torch.ops.toco_kernels.limit_isa(isa) != isa:
+            pytest.skip("this processor does not have it")
+        for dtype in (torch.float32, torch.bfloat16, torch.float16):
+            inputs = prepared(room.edges[edge](), "cpu", dtype)
+            judge(room, inputs)
+    finally:
+        torch.ops.toco_kernels.limit_isa(before)
+
+
+@every_room
+def test_fallback_is_the_reference(room, device):
+    """Where no kernel is registered, the reference answers, with its gradient."""
+    inputs = prepared(room.sample(), device)
+    with reference_only():
+        actual = run(room.function, inputs, room.differentiable)
+    expected = run(room.reference, inputs, room.differentiable)
+    for a, b in zip(actual[0], expected[0], strict=True):
+        torch.testing.assert_close(a, b)
+    torch.testing.assert_close(actual[1], expected[1])
+
+
+@every_room
+def test_opcheck(room, device):
+    overload, args = room.operator(prepared(room.sample(), device))
+    torch.library.opcheck(overload, args)
+
+
+@every_room
+def test_gradcheck(room, device):
+    inputs = prepared(room.sample(), device, torch.float64)
+    leaves = tuple(inputs[name].requires_grad_() for name in room.differentiable)
+
+    def function(*leaves):
+        return room.function(**inputs | dict(zip(room.differentiable, leaves, strict=True)))
+
+    assert torch.autograd.gradcheck(function, leaves)
+
+
+@every_room
+def test_expanded_gradient(room, device):
+    """`.expand().sum()` sends back gradients of stride 0; they must not be read as if they were dense."""
+    inputs = prepared(room.sample(), device)
+
+    def expanded(function):
+        return lambda **inputs: function(**inputs).expand(3, *function(**inputs).shape).sum()
+
+    judge(room, inputs, expanded)
+
+
+def strided(tensor):
+    """The same values, every second element of a larger tensor in each dimension."""
+    larger = tensor.new_zeros([2 * n for n in tensor.shape])
+    view = larger[tuple(slice(None, None, 2) for _ in tensor.shape)]
+    return view.copy_(tensor)
+
+
+def transposed(tensor):
+    """The same values, first dimension fastest: channels last, for images."""
+    order = tuple(reversed(range(tensor.ndim)))
+    return tensor.permute(order).contiguous().permute(order)
+
+
+@pytest.mark.parametrize("layout", [strided, transposed])
+@every_room
+def test_any_layout(room, layout, device):
+    inputs = prepared(room.sample(), device)
+    assert_same_bits(
+        run(room.function, tensors(inputs, layout), ()),
+        run(room.function, inputs, ()),
+    )
+    leaves = {name: inputs[name].clone().requires_grad_() for name in room.differentiable}
+    outputs = room.function(**tensors(inputs | leaves, lambda t: layout(t) if not t.requires_grad else t.mT.clone().mT))
+    outputs.sum().backward()
+    for name, leaf in leaves.items():
+        plain = {k: v.clone().requires_grad_() if k in leaves else v for k, v in inputs.items()}
+        room.function(**plain).sum().backward()
+        torch.testing.assert_close(leaf.grad, plain[name].grad, rtol=0, atol=0)
+
+
+@every_room
+def test_neighbouring_memory(room, device):
+    """Inputs lie amid NaN: whoever reads beside them, or writes to them, is seen."""
+    inputs = prepared(room.sample(), device)
+    buffers = []
+
+    def embed(tensor):
+        if not tensor.is_floating_point():
+            return tensor
+        buffer = torch.full((tensor.numel() + 128,), float("nan"), device=device, dtype=tensor.dtype)
+        buffers.append(buffer)
+        return buffer[64:-64].view(tensor.shape).copy_(tensor)
+
+    expected = run(room.function, inputs, room.differentiable)
+    embedded = tensors(inputs, embed)
+    assert_same_bits((run(room.function, embedded, ())[0], {}), (expected[0], {}))
+    for name, tensor in embedded.items():
+        if isinstance(tensor, Tensor):
+            assert torch.equal(tensor, inputs[name])
+    assert all(buffer[:64].isnan().all() and buffer[-64:].isnan().all() for buffer in buffers)
+
+
+@every_room
+def test_same_bits_again_and_with_other_threads(room, threads):
+    inputs = prepared(max((make() for make in room.edges.values()), key=size), "cpu")
+    threads(1)
+    expected = run(room.function, inputs, room.differentiable)
+    for count in (1, 2, 3, 5):
+        threads(count)
+        assert_same_bits(run(room.function, inputs, room.differentiable), expected)
+
+
+@pytest.mark.gpu
+@every_room
+def test_same_bits_again_on_a_gpu(room):
+    inputs = prepared(max((make() for make in room.edges.values()), key=size), "cuda")
+    expected = run(room.function, inputs, room.differentiable)
+    for _ in range(5):
+        assert_same_bits(run(room.function, inputs, room.differentiable), expected)
+
+
+def size(inputs):
+    return sum(value.numel() for value in inputs.values() if isinstance(value, Tensor))
+
+
+@every_room
+def test_compiled(room, device):
+    """torch.compile, whole graph, dynamic shapes: the same numbers, for other sizes too."""
+    compiled = torch.compile(room.function, fullgraph=True, dynamic=True)
+    for make in (room.sample, next(iter(room.edges.values()))):
+        inputs = prepared(make(), device)
+        actual, expected = (run(f, inputs, room.differentiable) for f in (compiled, room.function))
+        for a, b in zip(actual[0], expected[0], strict=True):
+            torch.testing.assert_close(a, b)
+        torch.testing.assert_close(actual[1], expected[1])
+
+
+@every_room
+def test_autocast(room, device):
+    inputs = prepared(room.sample(), device)
+    with torch.autocast(device, torch.bfloat16):
+        actual = run(room.function, inputs, room.differentiable)
+    if room.autocast_casts:
+        inputs = to_dtype(inputs, torch.bfloat16)
+    expected = run(room.function, inputs, room.differentiable)
+    for a, b in zip(actual[0], expected[0], strict=True):
+        assert torch.equal(a, b)
+    for name, grad in actual[1].items():
+        assert grad.dtype == torch.float32
+        torch.testing.assert_close(grad, expected[1][name].float())
+
+
+class Synchronisations(TorchDispatchMode):
+    """Counts the operations that would make a GPU's host wait."""
+
+    WAITING = ("_local_scalar_dense", "nonzero", "item", "masked_select", "unique", "_assert_async")
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if any(name in func.name() for name in self.WAITING):
+            self.seen.append(func.name())
+        return func(*args, **kwargs or {})
+
+
+def test_synchronisations_are_seen():
+    with Synchronisations() as waits:
+        torch.ones(3).sum().item()
+        torch.ones(3).nonzero()
+    assert len(waits.seen) == 2
+
+
+@every_room
+def test_no_host_synchronisation(room, device):
+    inputs = prepared(room.sample(), device)
+    if device == "cuda":
+        torch.cuda.set_sync_debug_mode("error")
+    try:
+        with Synchronisations() as waits:
+            leaves = {name: inputs[name].clone().requires_grad_() for name in room.differentiable}
+            room.function(**inputs | leaves).sum().backward()
+    finally:
+        if device == "cuda":
+            torch.cuda.set_sync_debug_mode("default")
+    assert waits.seen == []
+
+
+@pytest.mark.parametrize(("room", "bad"), BAD)
+def test_bad_arguments_are_named(room, bad, device):
+    argument = bad.split(":")[0]
+    inputs = room.bad[bad](prepared(room.sample(), device))
+    with pytest.raises((TypeError, ValueError), match=rf"^{argument} must .+, got .+"):
+        room.function(**inputs)
+
+
+@every_room
+def test_nan_in_nan_out(room, device):
+    for name in room.differentiable:
+        inputs = prepared(room.sample(), device)
+        inputs[name].flatten()[0] = float("nan")
+        assert room.function(**inputs).isnan().any(), f"a NaN in {name} vanished"
+
+
+@every_room
+def test_no_second_derivative(room, device):
+    if not room.is_loss:
+        pytest.skip("only losses compute their gradient in the forward")
+    inputs = prepared(room.sample(), device)
+    x = inputs[room.differentiable[0]].requires_grad_()
+    (grad,) = torch.autograd.grad(room.function(**inputs), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="no second derivative"):
+        grad.square().sum().backward()
+
+
+@every_room
+def test_loss_dtype(room, device):
+    if not room.is_loss:
+        pytest.skip("only losses return a scalar")
+    for dtype in DTYPES:
+        loss = room.function(**prepared(room.sample(), device, dtype))
+        assert loss.shape == ()
+        assert loss.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+
+
+@pytest.mark.gpu
+@every_room
+def test_current_stream(room):
+    """Kernels run on torch's current stream: work queued before them there comes first."""
+    inputs = prepared(room.sample(), "cuda")
+    expected = room.function(**inputs)
+    stream = torch.cuda.Stream()
+    late = tensors(inputs, lambda t: torch.zeros_like(t))
+    torch.cuda.synchronize()
+    with torch.cuda.stream(stream):
+        torch.cuda._sleep(20_000_000)
+        for name, tensor in late.items():
+            if isinstance(tensor, Tensor):
+                tensor.copy_(inputs[name])
+        actual = room.function(**late)
+    stream.synchronize()
+    assert torch.equal(actual, expected)
+
+
+@pytest.mark.gpu
+@every_room
+def test_graph_capture(room):
+    inputs = prepared(room.sample(), "cuda")
+    leaves = {name: inputs[name].clone().requires_grad_() for name in room.differentiable}
+
+    def step():
+        for leaf in leaves.values():
+            leaf.grad = None
+        room.function(**inputs | leaves).sum().backward()
+
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        step()
+    torch.cuda.current_stream().wait_stream(stream)
+    expected = {name: leaf.grad.clone() for name, leaf in leaves.items()}
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        step()
+    graph.replay()
+    torch.cuda.synchronize()
+    for name, leaf in leaves.items():
+        assert torch.equal(leaf.grad, expected[name])

@@ -1,0 +1,42 @@
+"""The commands of `python -m toco_kernels`, one module each, and what two of them share.
+
+A command's module has `add_arguments(parser)` and `run(args)`, which returns the exit code.
+"""
+
+import argparse
+from collections.abc import Sequence
+from importlib import import_module
+from types import ModuleType
+
+COMMANDS = {  # name -> what `--help` says about it
+    "doctor": "Show which implementation of each operator answers on this machine, and why.",
+    "demo": "Run real photographs through the published code and through toco_kernels, side by side.",
+}
+
+
+def format_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Left-aligned columns, two spaces apart; the last one may be as long as it likes."""
+    lines = [header, *rows]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines
+    )
+
+
+def positive_int(text: str) -> int:
+    """An argparse type."""
+    try:
+        value = int(text)
+    except ValueError:
+        value = 0
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be an integer of at least 1, got {text!r}")
+    return value
+
+
+def import_extra(name: str, extra: str) -> ModuleType:
+    """Import a module that only `extra` installs, or end the command with one line that says so."""
+    try:
+        return import_module(name)
+    except ModuleNotFoundError as error:
+        raise SystemExit(f'this command needs {error.name}, which is missing: pip install "toco-kernels[{extra}]"') from None

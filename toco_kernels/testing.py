@@ -1,0 +1,106 @@
+"""How right is right: error budgets judged against float64, and a mode in which every operator runs its reference.
+
+    error(ours) <= 2 * error(reference in float32) + one rounding of the output's dtype
+
+both errors taken against the reference in float64, on the same inputs (already rounded, when they are half precision),
+as the largest deviation and in L2. So no tolerance is tuned by hand, and a kernel may reorder sums but not lose digits.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from ._library import OPERATORS
+
+SLACK = 2.0
+
+
+class reference_only(TorchFunctionMode):
+    """Inside `with reference_only():` every operator of this package runs its reference, on every device."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        for operator in OPERATORS.values():
+            if func in (operator.overload, operator.overload.overloadpacket):
+                func = operator.reference
+        return func(*args, **kwargs or {})
+
+
+def assert_within_budget(
+    actual: Tensor,
+    *,
+    exact: Tensor,
+    eager: Tensor,
+    terms: int = 1,
+    magnitude: float = 0.0,
+    what: str = "the output",
+) -> None:
+    """Assert that `actual` is about as good as eager PyTorch.
+
+    Args:
+        actual: what is judged.
+        exact: the reference in float64 on the same inputs.
+        eager: the reference in float32 on the same inputs (in float64 for a float64 `actual`). Where it overflows, it
+            excuses nothing.
+        terms: how many products the largest sum behind an output adds; only float64 needs it, since there nothing
+            better exists to compare with: its budget is 4 * sqrt(terms) roundings.
+        magnitude: of the reference's intermediate results, where they are larger than the output; again for float64.
+        what: names the tensor in messages.
+    """
+    assert exact.dtype == torch.float64, f"exact must be float64, got {exact.dtype}"
+    assert actual.shape == exact.shape, f"{what}: shape {tuple(actual.shape)}, expected {tuple(exact.shape)}"
+    finite = exact.isfinite()
+    assert torch.equal(actual.isfinite(), finite), f"{what}: not finite where the reference is, or the reverse"
+
+    actual, eager, precision = actual[finite].double(), eager[finite].double(), torch.finfo(actual.dtype).eps
+    exact, excuse = exact[finite], eager.isfinite()
+    roundings, floor = 1.0, 0.0
+    if precision == torch.finfo(torch.float64).eps:
+        roundings, floor = 4 * math.sqrt(terms), magnitude * math.sqrt(max(1, exact.numel()))
+    for name, norm in (("largest", lambda x: x.abs().max() if x.numel() else x.sum()), ("L2", torch.linalg.norm)):
+        error = norm(actual - exact).item()
+        budget = SLACK * norm((eager - exact)[excuse]).item() + roundings * precision * max(norm(exact).item(), floor)
+        assert error <= budget, f"{what}: {name} error {error:.3e} exceeds its budget {budget:.3e}"
+
+
+def run(op: Callable, inputs: Mapping, differentiable: tuple[str, ...]) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
+    """Call `op(**inputs)`; return its outputs, and the gradients of `differentiable` for fixed random cotangents."""
+    leaves = {name: inputs[name].detach().clone().requires_grad_() for name in differentiable}
+    outputs = op(**{**inputs, **leaves})
+    outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+    differentiated = [output for output in outputs if output.requires_grad]
+    if not differentiated:  # a loss over nothing is a constant
+        return outputs, {name: torch.zeros_like(leaf) for name, leaf in leaves.items()}
+    generator = torch.Generator().manual_seed(0)
+    cotangents = [torch.randn(x.shape, generator=generator, dtype=torch.float64).to(x) for x in differentiated]
+    grads = torch.autograd.grad(differentiated, [*leaves.values()], cotangents, materialize_grads=True)
+    return outputs, dict(zip(leaves, grads, strict=True))
+
+
+def to_dtype(inputs: Mapping, dtype: torch.dtype) -> dict:
+    """`inputs` with every floating-point tensor in `dtype`."""
+    return {k: v.to(dtype) if isinstance(v, Tensor) and v.is_floating_point() else v for k, v in inputs.items()}
+
+
+def assert_matches_reference(
+    op: Callable,
+    reference: Callable,
+    inputs: Mapping,  # keyword arguments of both
+    *,
+    differentiable: tuple[str, ...] = (),
+    terms: int = 1,
+    magnitude: float = 0.0,
+) -> None:
+    """Assert that `op` and its gradients keep the budget against `reference`, in the dtype of `inputs`."""
+    outputs, grads = run(op, inputs, differentiable)
+    dtype = next(iter(grads.values()), outputs[0]).dtype
+    computed_in = torch.float64 if dtype == torch.float64 else torch.float32
+    exact_outputs, exact_grads = run(reference, to_dtype(inputs, torch.float64), differentiable)
+    eager_outputs, eager_grads = run(reference, to_dtype(inputs, computed_in), differentiable)
+    sizes = {"terms": terms, "magnitude": magnitude}
+    for i, output in enumerate(outputs):
+        assert_within_budget(output, exact=exact_outputs[i], eager=eager_outputs[i], what=f"output {i}", **sizes)
+    for name, grad in grads.items():
+        assert_within_budget(grad, exact=exact_grads[name], eager=eager_grads[name], what=f"grad_{name}", **sizes)
