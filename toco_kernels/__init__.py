@@ -6,12 +6,15 @@ Dimensions, everywhere in this package: `B` images, `N` patches, `D` channels, `
 Names are loaded on first use, so that `import toco_kernels.numpy` in a worker process never imports torch.
 """
 
+import sys
 from importlib import import_module
+from types import ModuleType
 from typing import TYPE_CHECKING
 
 __version__ = "0.1.0"
 
 ROOMS = {  # one folder per operator, and what it adds to the public API
+    "affinity_refine": ("PAMR", "PAR", "affinity_refine"),
     "class_contrast": ("ClassTokenContrastLoss", "class_token_contrast", "update_ema_"),
 }
 _ROOM_OF = {name: room for room, names in ROOMS.items() for name in names}
@@ -19,6 +22,7 @@ _ROOM_OF = {name: room for room, names in ROOMS.items() for name in names}
 __all__ = sorted(_ROOM_OF)
 
 if TYPE_CHECKING:
+    from .affinity_refine import PAMR, PAR, affinity_refine
     from .class_contrast import ClassTokenContrastLoss, class_token_contrast, update_ema_
 
 
@@ -32,3 +36,15 @@ def __getattr__(name: str):
 
 def __dir__():
     return [*globals(), *__all__]
+
+
+class _Package(ModuleType):
+    """Where a room and its function share a name, `toco_kernels.<name>` is the function, whoever imports first."""
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if name in _ROOM_OF and isinstance(value, ModuleType):  # the import system binds the room here
+            value = getattr(value, name)
+        super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package

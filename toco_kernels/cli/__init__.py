@@ -39,4 +39,6 @@ def import_extra(name: str, extra: str) -> ModuleType:
     try:
         return import_module(name)
     except ModuleNotFoundError as error:
-        raise SystemExit(f'this command needs {error.name}, which is missing: pip install "toco-kernels[{extra}]"') from None
+        raise SystemExit(
+            f'this command needs {error.name}, which is missing: pip install "toco-kernels[{extra}]"'
+        ) from None

@@ -6,9 +6,6 @@ It reads what was built and what the dispatcher holds; it runs no kernel.
 import argparse
 import json
 import platform
-import shutil
-import subprocess
-from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
 
@@ -100,11 +97,14 @@ def as_text(found: dict) -> str:
     rows = [(row["operator"], row["device"], row["implementation"], row["reason"]) for row in found["operators"]]
     rows.append(("toco_kernels.numpy", "CPU", found["numpy"]["implementation"], found["numpy"]["reason"]))
     lines = [
-        *(f"{name.replace('_', ' ') if name != 'toco_kernels' else name:13} {value}" for name, value in versions.items()),
+        *(
+            f"{name.replace('_', ' ') if name != 'toco_kernels' else name:13} {value}"
+            for name, value in versions.items()
+        ),
         "",
         format_table(("operator", "device", "implementation", "why"), rows),
         "",
-        *([f"To get what is missing, in a checkout of toco_kernels:"] if found["advice"] else ["Nothing is missing."]),
+        *(["To get what is missing, in a checkout of toco_kernels:"] if found["advice"] else ["Nothing is missing."]),
         *(f"  {number}. {step}" for number, step in enumerate(found["advice"], 1)),
     ]
     return "\n".join(lines)

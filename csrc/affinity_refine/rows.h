@@ -1,0 +1,174 @@
+// The row kernels of affinity_refine, compiled once per instruction set (common/for_each_isa.h).
+//
+// A padded image has its rows' ends repeated `pad` times left and right, and is filled up to whole blocks of kLanes
+// pixels, so that no loop has a border case: (H, channels, stride), the first pixel of a row at `pad`. The weights of
+// a block lie together, (H, blocks, P, kLanes): one stream of memory.
+
+template <typename A>
+struct Vector {
+  typedef A type __attribute__((vector_size(kVectorBytes)));
+  typedef A unaligned __attribute__((vector_size(kVectorBytes), aligned(sizeof(A))));
+};
+
+// e^x for x <= 0, to about one rounding: 2^n times a polynomial on [-log(2)/2, log(2)/2] (Cephes).
+TOCO_TARGET static inline void exp_nonpositive(Vector<float>::type& x) {
+  using V = Vector<float>::type;
+  typedef int32_t I __attribute__((vector_size(kVectorBytes)));
+  const V smallest = V{} - 87.0f;
+  x = x > smallest ? x : smallest;
+  const V shifted = x * 1.44269504f + 0x1.8p23f;  // rounds to an integer n, in the low bits
+  const V n = shifted - 0x1.8p23f;
+  const V r = x - n * 0.693359375f + n * 2.12194440e-4f;
+  V p = r * 1.9875691500e-4f + 1.3981999507e-3f;
+  p = p * r + 8.3334519073e-3f;
+  p = p * r + 4.1665795894e-2f;
+  p = p * r + 1.6666665459e-1f;
+  p = p * r + 5.0000001201e-1f;
+  const I power = ((I)shifted << 23) + 0x3f800000;
+  x = (p * r * r + r + 1.0f) * (V)power;
+}
+
+TOCO_TARGET static inline void exp_nonpositive(Vector<double>::type& x) {
+  for (size_t i = 0; i < kVectorBytes / sizeof(double); ++i) x[i] = std::exp(x[i]);
+}
+
+template <typename A>
+TOCO_TARGET void affinity_rows(const A* image, A* weights, const Plan& plan, int64_t begin, int64_t end) {
+  using V = typename Vector<A>::type;
+  using U = typename Vector<A>::unaligned;
+  constexpr int kStep = kVectorBytes / sizeof(A);
+  const int64_t P = plan.neighbours.size(), row_size = plan.shape.colours * plan.stride;
+  const bool par = plan.kind == AffinityKind::kPar;
+  const A centres = A(par ? 0 : P / 8);  // PAMR counts the centre in the deviation, once per dilation
+  const A count = A(P) + centres;
+  const Buffer<A> scratch(2 * P * kStep);
+  V* around = (V*)scratch.data;  // one colour of the neighbours
+  V* logits = around + P;
+
+  const Buffer<int64_t> offset(P);
+
+  for (int64_t y = begin; y < end; ++y) {
+    plan.offsets(y, plan.shape.colours, offset.data);
+    for (int64_t x = 0; x < plan.blocks * kLanes; x += kStep) {
+      for (int64_t k = 0; k < P; ++k) logits[k] = V{};
+      for (int64_t colour = 0; colour < plan.shape.colours; ++colour) {
+        const A* plane = image + colour * plan.stride + x;
+        const V centre = *(const U*)(plane + y * row_size + plan.pad);
+        V mean = centre * centres;
+        for (int64_t k = 0; k < P; ++k) {
+          around[k] = *(const U*)(plane + offset.data[k]);
+          mean += around[k];
+        }
+        mean /= count;
+        V square = (centre - mean) * (centre - mean) * centres;
+        for (int64_t k = 0; k < P; ++k) square += (around[k] - mean) * (around[k] - mean);
+        V deviation = square / (count - 1);
+        for (int i = 0; i < kStep; ++i) deviation[i] = std::sqrt(deviation[i]);
+        if (par) {
+          const V width = (deviation + A(kDeviationFloor)) * A(kColourWidth);
+          for (int64_t k = 0; k < P; ++k) {
+            const V d = (around[k] - centre) / width;
+            logits[k] -= d * d;
+          }
+        } else {
+          const V width = deviation * A(kPamrWidth) + A(kDeviationFloor);
+          for (int64_t k = 0; k < P; ++k) {
+            const V d = around[k] - centre;
+            logits[k] -= (d > 0 ? d : -d) / width;
+          }
+        }
+      }
+      const A colours = A(plan.shape.colours);
+      V largest = logits[0];
+      for (int64_t k = 1; k < P; ++k) largest = logits[k] > largest ? logits[k] : largest;
+      V sum = V{};
+      for (int64_t k = 0; k < P; ++k) {
+        V e = (logits[k] - largest) / colours;
+        exp_nonpositive(e);
+        sum += e;
+        logits[k] = e;
+      }
+      A* out = weights + ((y * plan.blocks + x / kLanes) * P) * kLanes + x % kLanes;
+      for (int64_t k = 0; k < P; ++k) *(V*)(out + k * kLanes) = logits[k] / sum + A(plan.neighbours[k].by_distance);
+    }
+    // Pixels that fill up the last block weigh nothing.
+    const int64_t used = plan.shape.width - (plan.blocks - 1) * kLanes;
+    A* last = weights + (y + 1) * plan.blocks * P * kLanes - P * kLanes;
+    for (int64_t k = 0; k < P; ++k)
+      for (int64_t lane = used; lane < kLanes; ++lane) last[k * kLanes + lane] = 0;
+  }
+}
+
+// kChannels channels of kVectors vectors of pixels: their sums stay in registers.
+template <typename A, int kChannels, int kVectors>
+TOCO_TARGET static inline void average(const A* masks, const A* weights, A* averaged, const int64_t* offset, int64_t P,
+                                       int64_t stride) {
+  using V = typename Vector<A>::type;
+  using U = typename Vector<A>::unaligned;
+  constexpr int kStep = kVectorBytes / sizeof(A);
+  V sums[kChannels][kVectors] = {};
+  for (int64_t k = 0; k < P; ++k, weights += kLanes) {
+    const A* from = masks + offset[k];
+    __builtin_prefetch(weights + P * kLanes);  // of the next block
+#pragma GCC unroll 8
+    for (int v = 0; v < kVectors; ++v) {
+      const V weight = *(const V*)(weights + v * kStep);
+#pragma GCC unroll 8
+      for (int c = 0; c < kChannels; ++c) sums[c][v] += weight * *(const U*)(from + c * stride + v * kStep);
+    }
+  }
+#pragma GCC unroll 8
+  for (int c = 0; c < kChannels; ++c)
+#pragma GCC unroll 8
+    for (int v = 0; v < kVectors; ++v) *(U*)(averaged + c * stride + v * kStep) = sums[c][v];
+}
+
+template <typename A>
+TOCO_TARGET void average_rows(const A* masks, const A* weights, A* averaged, const Plan& plan, int64_t begin,
+                              int64_t end) {
+  constexpr int kVectors = kLanes * sizeof(A) / kVectorBytes;
+  const int64_t channels = plan.shape.channels, P = plan.neighbours.size(), stride = plan.stride;
+  const Buffer<int64_t> offset(P);
+  for (int64_t y = begin; y < end; ++y) {
+    plan.offsets(y, channels, offset.data);
+    for (int64_t block = 0; block < plan.blocks; ++block) {
+      const A* w = weights + (y * plan.blocks + block) * P * kLanes;
+      const A* from = masks + block * kLanes;
+      A* to = averaged + y * channels * stride + plan.pad + block * kLanes;
+      int64_t c = 0;
+      for (; c + 8 <= channels; c += 8)
+        average<A, 8, kVectors>(from + c * stride, w, to + c * stride, offset.data, P, stride);
+      for (; c + 4 <= channels; c += 4)
+        average<A, 4, kVectors>(from + c * stride, w, to + c * stride, offset.data, P, stride);
+      for (; c < channels; ++c) average<A, 1, kVectors>(from + c * stride, w, to + c * stride, offset.data, P, stride);
+    }
+    repeat_ends(averaged, plan, channels, y);
+  }
+}
+
+// The transpose of average_rows: what was gathered from a row is added to it, in a fixed order.
+template <typename A>
+TOCO_TARGET void average_rows_transposed(const A* grads, const A* weights, A* spread, const Plan& plan, int64_t begin,
+                                         int64_t end) {
+  using V = typename Vector<A>::type;
+  using U = typename Vector<A>::unaligned;
+  constexpr int kStep = kVectorBytes / sizeof(A);
+  const int64_t channels = plan.shape.channels, P = plan.neighbours.size(), stride = plan.stride;
+  for (int64_t y = begin; y < end; ++y) {
+    A* row = spread + y * channels * stride;
+    for (int64_t i = 0; i < channels * stride; ++i) row[i] = 0;
+    for (int64_t k = 0; k < P; ++k) {
+      const Preimage from = preimage(y, plan.neighbours[k].dy, plan.shape.height);
+      for (int64_t source = from.first; source <= from.last; ++source)
+        for (int64_t block = 0; block < plan.blocks; ++block) {
+          const A* w = weights + ((source * plan.blocks + block) * P + k) * kLanes;
+          const A* grad = grads + source * channels * stride + plan.pad + block * kLanes;
+          A* to = row + plan.pad + block * kLanes + plan.neighbours[k].dx;
+          for (int64_t c = 0; c < channels; ++c)
+            for (int v = 0; v < kLanes; v += kStep)
+              *(U*)(to + c * stride + v) += *(const V*)(w + v) * *(const U*)(grad + c * stride + v);
+        }
+    }
+    gather_ends(spread, plan, channels, y);
+  }
+}
