@@ -7,28 +7,6 @@
 
 namespace toco {
 
-inline Flags flags_of(const Tensor& flags) {
-  switch (flags.scalar_type()) {
-    case ScalarType::Bool:
-    case ScalarType::Byte:
-    case ScalarType::Char:
-      return {flags.data_ptr(), Flags::kUInt8};
-    case ScalarType::Int:
-      return {flags.data_ptr(), Flags::kInt32};
-    case ScalarType::Long:
-      return {flags.data_ptr(), Flags::kInt64};
-    case ScalarType::Half:
-    case ScalarType::BFloat16:
-      return {flags.data_ptr(), Flags::kHalf};
-    case ScalarType::Float:
-      return {flags.data_ptr(), Flags::kFloat};
-    case ScalarType::Double:
-      return {flags.data_ptr(), Flags::kDouble};
-    default:
-      STD_TORCH_CHECK(false, "flags must be bool, int8, uint8, int32, int64 or floating point");
-  }
-}
-
 // launch(student, teacher, flags, loss, grad_student, scratch, shape), all pointers but flags and shape.
 template <typename Launch>
 std::tuple<Tensor, Tensor> class_token_contrast_on(const Tensor& student, const Tensor& teacher, const Tensor& flags,
@@ -47,7 +25,7 @@ std::tuple<Tensor, Tensor> class_token_contrast_on(const Tensor& student, const 
   dispatch_floating(s.scalar_type(), "student", [&](auto zero) {
     using T = decltype(zero);
     using A = Accumulate<T>;
-    launch(data<T>(s), data<T>(t), flags_of(f), mutable_data<A>(loss), with_grad ? mutable_data<A>(grad) : nullptr,
+    launch(data<T>(s), data<T>(t), flags_of(f, "flags"), mutable_data<A>(loss), with_grad ? mutable_data<A>(grad) : nullptr,
            mutable_data<A>(scratch), shape);
   });
   return {loss, grad};

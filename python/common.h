@@ -9,6 +9,7 @@
 
 #include <vector>
 
+#include "common/flags.h"
 #include "common/half.h"
 #include "common/parallel.h"
 
@@ -70,6 +71,28 @@ void dispatch_floating(ScalarType type, const char* name, Body body) {
       return body(BFloat16{});
     default:
       STD_TORCH_CHECK(false, name, " must be float32, float64, float16 or bfloat16");
+  }
+}
+
+inline Flags flags_of(const Tensor& flags, const char* name) {
+  switch (flags.scalar_type()) {
+    case ScalarType::Bool:
+    case ScalarType::Byte:
+    case ScalarType::Char:
+      return {flags.data_ptr(), Flags::kUInt8};
+    case ScalarType::Int:
+      return {flags.data_ptr(), Flags::kInt32};
+    case ScalarType::Long:
+      return {flags.data_ptr(), Flags::kInt64};
+    case ScalarType::Half:
+    case ScalarType::BFloat16:
+      return {flags.data_ptr(), Flags::kHalf};
+    case ScalarType::Float:
+      return {flags.data_ptr(), Flags::kFloat};
+    case ScalarType::Double:
+      return {flags.data_ptr(), Flags::kDouble};
+    default:
+      STD_TORCH_CHECK(false, name, " must be bool, int8, uint8, int32, int64 or floating point");
   }
 }
 

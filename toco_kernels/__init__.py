@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 __version__ = "0.1.0"
 
 ROOMS = {  # one folder per operator, and what it adds to the public API
-    "affinity_refine": ("PAMR", "PAR", "affinity_refine"),
+    "affinity_refine": ("PAMR", "PAR", "affinity_refine", "refine_cam_labels"),
     "class_contrast": ("ClassTokenContrastLoss", "class_token_contrast", "update_ema_"),
 }
 _ROOM_OF = {name: room for room, names in ROOMS.items() for name in names}
@@ -22,7 +22,7 @@ _ROOM_OF = {name: room for room, names in ROOMS.items() for name in names}
 __all__ = sorted(_ROOM_OF)
 
 if TYPE_CHECKING:
-    from .affinity_refine import PAMR, PAR, affinity_refine
+    from .affinity_refine import PAMR, PAR, affinity_refine, refine_cam_labels
     from .class_contrast import ClassTokenContrastLoss, class_token_contrast, update_ema_
 
 

@@ -1,152 +1,83 @@
-#include <cmath>
-
-#include "affinity_refine/stencil.h"
-#include "common/buffer.h"
-
-namespace toco {
-namespace {
-
-constexpr int kLanes = 16;  // pixels of a block: one AVX-512 register of floats
-
-struct Plan {
-  AffinityKind kind;
-  RefineShape shape;
-  std::vector<Neighbour> neighbours;
-  int64_t pad, blocks, stride;  // of a padded row
-
-  // Where the neighbours of a row's first pixel are, from the start of a padded image with this many channels.
-  void offsets(int64_t y, int64_t channels, int64_t* offset) const {
-    for (const Neighbour& neighbour : neighbours) {
-      const int64_t row = std::min(std::max(y + neighbour.dy, int64_t(0)), shape.height - 1);
-      *offset++ = row * channels * stride + pad + neighbour.dx;
-    }
-  }
-};
-
-int64_t round_up(int64_t n, int64_t step) { return (n + step - 1) / step * step; }
-
-// Copies the ends of row y outwards, over whatever the last block left beyond the image.
-template <typename A>
-void repeat_ends(A* rows, const Plan& plan, int64_t channels, int64_t y) {
-  for (int64_t c = 0; c < channels; ++c) {
-    A* row = rows + (y * channels + c) * plan.stride;
-    A* last = row + plan.pad + plan.shape.width - 1;
-    std::fill(row, row + plan.pad, row[plan.pad]);
-    std::fill(last + 1, row + plan.stride, *last);
-  }
-}
-
-template <typename A>
-void clear_ends(A* rows, const Plan& plan, int64_t channels, int64_t y) {
-  for (int64_t c = 0; c < channels; ++c) {
-    A* row = rows + (y * channels + c) * plan.stride;
-    std::fill(row, row + plan.pad, A(0));
-    std::fill(row + plan.pad + plan.shape.width, row + plan.stride, A(0));
-  }
-}
-
-// The transpose of repeating: adds what lies beyond the ends of row y to them.
-template <typename A>
-void gather_ends(A* rows, const Plan& plan, int64_t channels, int64_t y) {
-  for (int64_t c = 0; c < channels; ++c) {
-    A* row = rows + (y * channels + c) * plan.stride;
-    A* last = row + plan.pad + plan.shape.width - 1;
-    for (A* beyond = row; beyond < row + plan.pad; ++beyond) row[plan.pad] += *beyond;
-    for (A* beyond = last + 1; beyond < row + plan.stride; ++beyond) {
-      *last += *beyond;
-      *beyond = 0;
-    }
-  }
-}
-
-}  // namespace
-}  // namespace toco
+#include "affinity_refine/refiner.h"
 
 #define TOCO_PER_ISA "affinity_refine/rows.h"
 #include "common/for_each_isa.h"
 
 namespace toco {
-namespace {
 
-// Planes (channels, H, W) to padded rows, and back.
-template <typename T, typename A>
-void pad_row(const T* planes, A* rows, const Plan& plan, int64_t channels, int64_t y) {
-  for (int64_t c = 0; c < channels; ++c) {
-    const T* from = planes + (c * plan.shape.height + y) * plan.shape.width;
-    A* to = rows + (y * channels + c) * plan.stride + plan.pad;
-    for (int64_t x = 0; x < plan.shape.width; ++x) to[x] = A(from[x]);
-  }
-}
+static int64_t round_up(int64_t n, int64_t step) { return (n + step - 1) / step * step; }
 
-template <typename T, typename A>
-void crop_row(const A* rows, T* planes, const Plan& plan, int64_t channels, int64_t y) {
-  for (int64_t c = 0; c < channels; ++c) {
-    const A* from = rows + (y * channels + c) * plan.stride + plan.pad;
-    T* to = planes + (c * plan.shape.height + y) * plan.shape.width;
-    for (int64_t x = 0; x < plan.shape.width; ++x) to[x] = T(from[x]);
-  }
+Plan::Plan(const std::vector<int64_t>& dilations, AffinityKind kind, RefineShape shape)
+    : kind(kind), shape(shape), neighbours(stencil(dilations, kind, shape)), pad(0) {
+  for (const Neighbour& neighbour : neighbours) pad = std::max(pad, neighbour.dx);
+  pad = round_up(pad, kLanes);
+  blocks = round_up(shape.width, kLanes) / kLanes;
+  stride = pad + blocks * kLanes + pad;
+  stride += stride / kLanes % 2 ? 0 : kLanes;  // an odd number of cache lines: neighbouring rows share no cache sets
 }
 
 template <typename A>
-Plan plan_for(const std::vector<int64_t>& dilations, AffinityKind kind, RefineShape s) {
-  Plan plan{kind, s, stencil(dilations, kind, s), 0, round_up(s.width, kLanes) / kLanes, 0};
-  for (const Neighbour& neighbour : plan.neighbours) plan.pad = std::max(plan.pad, neighbour.dx);
-  plan.pad = round_up(plan.pad, kLanes);
-  plan.stride = plan.pad + plan.blocks * kLanes + plan.pad;
-  plan.stride += plan.stride / kLanes % 2 ? 0 : kLanes;  // an odd number of cache lines: rows share no cache sets
-  return plan;
+Refiner<A>::Refiner(const std::vector<int64_t>& dilations, AffinityKind kind, RefineShape shape,
+                    const Parallel& parallel)
+    : plan(dilations, kind, shape),
+      parallel_(parallel),
+      weights_(shape.height * plan.blocks * kLanes * plan.neighbours.size()),
+      first_(shape.height * std::max(shape.channels, shape.colours) * plan.stride),
+      second_(shape.height * std::max(shape.channels, shape.colours) * plan.stride) {}
+
+template <typename A>
+void Refiner<A>::affinities() {
+  parallel_.loop(plan.shape.height, 1, [&](int64_t begin, int64_t end, int) {
+    CALL_BEST_ISA(affinity_rows, from_, weights_.data, plan, begin, end);
+  });
 }
 
-}  // namespace
+template <typename A>
+void Refiner<A>::average(bool transposed) {
+  parallel_.loop(plan.shape.height, 1, [&](int64_t begin, int64_t end, int) {
+    if (transposed) {
+      CALL_BEST_ISA(average_rows_transposed, from_, weights_.data, to_, plan, begin, end);
+    } else {
+      CALL_BEST_ISA(average_rows, from_, weights_.data, to_, plan, begin, end);
+    }
+  });
+  std::swap(from_, to_);
+}
+
+template class Refiner<float>;
+template class Refiner<double>;
 
 template <typename T>
 void affinity_refine_cpu(const Accumulate<T>* image, const T* masks, T* refined, const std::vector<int64_t>& dilations,
                          int64_t iterations, AffinityKind kind, bool transposed, RefineShape s,
                          const Parallel& parallel) {
   using A = Accumulate<T>;
-  const Plan plan = plan_for<A>(dilations, kind, s);
+  Refiner<A> refiner(dilations, kind, s, parallel);
   const int64_t pixels = s.height * s.width;
-  const auto each_row = [&](const auto& body) {
-    parallel.loop(s.height, 1, [&](int64_t begin, int64_t end, int) { body(begin, end); });
-  };
-
-  Buffer<A> weights(s.height * plan.blocks * kLanes * plan.neighbours.size());
-  Buffer<A> current(s.height * std::max(s.channels, s.colours) * plan.stride);
-  Buffer<A> next(s.height * s.channels * plan.stride);
-  for (int64_t b = 0; b < s.batch; ++b, image += s.colours * pixels) {
-    A *from = current.data, *to = next.data;
-    each_row([&](int64_t begin, int64_t end) {
-      for (int64_t y = begin; y < end; ++y) {
-        pad_row(image, from, plan, s.colours, y);
-        repeat_ends(from, plan, s.colours, y);
+  for (int64_t b = 0; b < s.batch; ++b) {
+    refiner.set_image([&](A* rows, int64_t y) {
+      const A* from = image + b * s.colours * pixels + y * s.width;
+      for (int64_t c = 0; c < s.colours; ++c)
+        std::copy_n(from + c * pixels, s.width, refiner.plan.at(rows, s.colours, y, c));
+    });
+    refiner.refine(s.channels, iterations, transposed, [&](A* rows, int64_t y) {
+      const T* from = masks + b * s.channels * pixels + y * s.width;
+      for (int64_t c = 0; c < s.channels; ++c) {
+        A* to = refiner.plan.at(rows, s.channels, y, c);
+        for (int64_t x = 0; x < s.width; ++x) to[x] = A(from[c * pixels + x]);
       }
     });
-    each_row([&](int64_t begin, int64_t end) {
-      CALL_BEST_ISA(affinity_rows, from, weights.data, plan, begin, end);
-    });
-    each_row([&](int64_t begin, int64_t end) {
-      for (int64_t y = begin; y < end; ++y) {
-        pad_row(masks + b * s.channels * pixels, from, plan, s.channels, y);
-        transposed ? clear_ends(from, plan, s.channels, y) : repeat_ends(from, plan, s.channels, y);
+    refiner.each_row([&](int64_t y) {
+      T* to = refined + b * s.channels * pixels + y * s.width;
+      for (int64_t c = 0; c < s.channels; ++c) {
+        const A* from = refiner.plan.at(refiner.masks(), s.channels, y, c);
+        for (int64_t x = 0; x < s.width; ++x) to[c * pixels + x] = T(from[x]);
       }
-    });
-    for (int64_t i = 0; i < iterations; ++i) {
-      each_row([&](int64_t begin, int64_t end) {
-        if (transposed) {
-          CALL_BEST_ISA(average_rows_transposed, from, weights.data, to, plan, begin, end);
-        } else {
-          CALL_BEST_ISA(average_rows, from, weights.data, to, plan, begin, end);
-        }
-      });
-      std::swap(from, to);
-    }
-    each_row([&](int64_t begin, int64_t end) {
-      for (int64_t y = begin; y < end; ++y) crop_row(from, refined + b * s.channels * pixels, plan, s.channels, y);
     });
   }
 }
 
-#define INSTANTIATE(T)                                                                                              \
+#define INSTANTIATE(T)                                                                                            \
   template void affinity_refine_cpu<T>(const Accumulate<T>*, const T*, T*, const std::vector<int64_t>&, int64_t, \
                                        AffinityKind, bool, RefineShape, const Parallel&);
 INSTANTIATE(float)

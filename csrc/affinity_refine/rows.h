@@ -1,8 +1,7 @@
 // The row kernels of affinity_refine, compiled once per instruction set (common/for_each_isa.h).
 //
-// A padded image has its rows' ends repeated `pad` times left and right, and is filled up to whole blocks of kLanes
-// pixels, so that no loop has a border case: (H, channels, stride), the first pixel of a row at `pad`. The weights of
-// a block lie together, (H, blocks, P, kLanes): one stream of memory.
+// Padded rows are explained in refiner.h. The weights of a block lie together, (H, blocks, P, kLanes): one stream of
+// memory.
 
 template <typename A>
 struct Vector {
@@ -101,7 +100,7 @@ TOCO_TARGET void affinity_rows(const A* image, A* weights, const Plan& plan, int
 
 // kChannels channels of kVectors vectors of pixels: their sums stay in registers.
 template <typename A, int kChannels, int kVectors>
-TOCO_TARGET static inline void average(const A* masks, const A* weights, A* averaged, const int64_t* offset, int64_t P,
+TOCO_TARGET static inline void average_block(const A* masks, const A* weights, A* averaged, const int64_t* offset, int64_t P,
                                        int64_t stride) {
   using V = typename Vector<A>::type;
   using U = typename Vector<A>::unaligned;
@@ -137,10 +136,10 @@ TOCO_TARGET void average_rows(const A* masks, const A* weights, A* averaged, con
       A* to = averaged + y * channels * stride + plan.pad + block * kLanes;
       int64_t c = 0;
       for (; c + 8 <= channels; c += 8)
-        average<A, 8, kVectors>(from + c * stride, w, to + c * stride, offset.data, P, stride);
+        average_block<A, 8, kVectors>(from + c * stride, w, to + c * stride, offset.data, P, stride);
       for (; c + 4 <= channels; c += 4)
-        average<A, 4, kVectors>(from + c * stride, w, to + c * stride, offset.data, P, stride);
-      for (; c < channels; ++c) average<A, 1, kVectors>(from + c * stride, w, to + c * stride, offset.data, P, stride);
+        average_block<A, 4, kVectors>(from + c * stride, w, to + c * stride, offset.data, P, stride);
+      for (; c < channels; ++c) average_block<A, 1, kVectors>(from + c * stride, w, to + c * stride, offset.data, P, stride);
     }
     repeat_ends(averaged, plan, channels, y);
   }

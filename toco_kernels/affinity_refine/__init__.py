@@ -16,7 +16,8 @@ itself, which counts once per dilation:
     w = softmax_k(-mean over colours of d_k / (1e-8 + 0.1 σ))
 """
 
+from .labels import refine_cam_labels
 from .module import PAMR, PAR
 from .op import affinity_refine
 
-__all__ = ["PAMR", "PAR", "affinity_refine"]
+__all__ = ["PAMR", "PAR", "affinity_refine", "refine_cam_labels"]

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from ..common.errors import bad_value
-from .op import _checked_dilations, affinity_refine
+from .op import checked_dilations, affinity_refine
 
 
 class _AffinityRefine(nn.Module):
@@ -15,7 +15,7 @@ class _AffinityRefine(nn.Module):
         super().__init__()
         if not isinstance(num_iter, int) or num_iter < 0:
             raise bad_value("num_iter", "be an integer >= 0", num_iter)
-        self.dilations = _checked_dilations(dilations)
+        self.dilations = checked_dilations(dilations)
         self.num_iter = num_iter
         self.resize = resize
 

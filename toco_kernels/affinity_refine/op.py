@@ -125,16 +125,12 @@ def affinity_refine(
         raise bad_value("image", "have at least one colour", f"shape {tuple(image.shape)}")
     if masks.shape[0] != image.shape[0]:
         raise bad_value("masks", f"have image's batch size, {image.shape[0]}", f"shape {tuple(masks.shape)}")
-    dilations = _checked_dilations(dilations)
+    dilations = checked_dilations(dilations)
     if not isinstance(iterations, int) or iterations < 0:
         raise bad_value("iterations", "be an integer >= 0", iterations)
-    for name, value, values in (
-        ("kind", kind, ("par", "pamr")),
-        ("resize", resize, ("masks", "image")),
-        ("precision", precision, ("exact", "fast")),
-    ):
-        if value not in values:
-            raise bad_value(name, f"be {values[0]!r} or {values[1]!r}", repr(value))
+    checked_option("kind", kind, ("par", "pamr"))
+    checked_option("resize", resize, ("masks", "image"))
+    checked_option("precision", precision, ("exact", "fast"))
 
     if masks.shape[2:] != image.shape[2:]:
         if resize == "masks":
@@ -145,9 +141,16 @@ def affinity_refine(
     return _forward(image, masks, dilations, iterations, kind, precision == "fast")
 
 
-def _checked_dilations(dilations: Sequence[int]) -> list[int]:
+def checked_dilations(dilations: Sequence[int]) -> list[int]:
+    """`dilations` as a list; they must be integers >= 1, at least one of them."""
     if isinstance(dilations, (str, Tensor)) or not isinstance(dilations, Sequence):
         raise bad_type("dilations", "be a sequence of integers", type(dilations).__name__)
     if not dilations or any(not isinstance(d, int) or d < 1 for d in dilations):
         raise bad_value("dilations", "be integers >= 1, at least one of them", list(dilations))
     return list(dilations)
+
+
+def checked_option(name: str, value: str, values: tuple[str, str]) -> None:
+    """`value` must be one of the two `values`."""
+    if value not in values:
+        raise bad_value(name, f"be {values[0]!r} or {values[1]!r}", repr(value))

@@ -56,3 +56,60 @@ def affinity_refine(
     for _ in range(iterations):
         masks = (neighbours(masks, dilations) * weights).sum(dim=2)
     return masks
+
+
+def refined_scores(
+    image: Tensor,  # (colours, H, W)
+    cams: Tensor,  # (C, H, W)
+    background: Tensor,  # (H, W)
+    present: Tensor,  # (n) indices of classes
+    down_scale: int,
+    dilations: list[int],
+    iterations: int,
+    kind: str,
+) -> Tensor:  # (1 + n, H, W)
+    """Refined softmax scores of one image's background and present classes, with one score of the background."""
+    height, width = cams.shape[1:]
+    small = [height // down_scale, width // down_scale]
+    channels = torch.cat([background[None], cams[present]])
+    image, channels = (
+        F.interpolate(x[None], size=small, mode="bilinear", align_corners=False) for x in (image, channels)
+    )
+    refined = affinity_refine(image, channels.softmax(dim=1), dilations, iterations, kind)
+    return F.interpolate(refined, size=[height, width], mode="bilinear", align_corners=False)[0]
+
+
+def refine_cam_labels(
+    image: Tensor,  # (B, colours, H, W)
+    cams: Tensor,  # (B, C, H, W)
+    image_labels: Tensor,  # (B, C)
+    boxes: Tensor | None,  # (B, 4)
+    high: Tensor,  # (B, H, W)
+    low: Tensor,  # (B, H, W)
+    ignore_index: int,
+    down_scale: int,
+    dilations: list[int],
+    iterations: int,
+    kind: str,
+    max_classes: int,
+) -> Tensor:  # (B, H, W)
+    """Each image refined twice, with a high and a low score of the background; their labels agree or are ignored."""
+    labels = torch.full((cams.shape[0], *cams.shape[2:]), ignore_index, dtype=torch.int64, device=cams.device)
+    for b in range(len(labels)):
+        present = image_labels[b].nonzero()[:, 0]
+        present = present if max_classes < 0 else present[:max_classes]
+        classes = torch.cat([present.new_zeros(1), present + 1])
+        with_high, with_low = (
+            classes[
+                refined_scores(
+                    image[b], cams[b], background[b], present, down_scale, dilations, iterations, kind
+                ).argmax(dim=0)
+            ]
+            for background in (high, low)
+        )
+        label = with_high.clone()
+        label[with_high == 0] = ignore_index
+        label[(with_high == 0) & (with_low == 0)] = 0
+        box = [slice(None)] * 2 if boxes is None else [slice(*boxes[b, :2].tolist()), slice(*boxes[b, 2:].tolist())]
+        labels[b][tuple(box)] = label[tuple(box)]
+    return labels

@@ -1,0 +1,146 @@
+"""refine_cam_labels as a PyTorch operator: CAMs to pseudo labels, refined to the borders of objects."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from .._library import accumulate_dtype, define
+from ..common.checks import FLOATING, check_floating, check_same_device, check_tensor
+from ..common.errors import bad_type, bad_value
+from . import reference
+from .op import DILATIONS, checked_dilations, checked_option
+
+
+def _reference(image, cams, image_labels, boxes, high, low, high_map, low_map, *others):
+    maps = (
+        torch.full_like(cams[:, 0], score) if given is None else given[:, 0]
+        for score, given in ((high, high_map), (low, low_map))
+    )
+    return reference.refine_cam_labels(image, cams, image_labels, boxes, *maps, *others)
+
+
+_refine_cam_labels = define(
+    "refine_cam_labels(Tensor image, Tensor cams, Tensor image_labels, Tensor? boxes, float high, float low, "
+    "Tensor? high_map, Tensor? low_map, int ignore_index, int down_scale, int[] dilations, int iterations, str kind, "
+    "int max_classes) -> Tensor",
+    room="affinity_refine",
+    reference=_reference,
+    fake=lambda image, cams, *_: cams.new_empty((cams.shape[0], *cams.shape[2:]), dtype=torch.int64),
+)
+
+
+@torch.no_grad()
+def refine_cam_labels(
+    image: Tensor,  # (B, colours, H, W)
+    cams: Tensor,  # (B, C, H, W)
+    image_labels: Tensor,  # (B, C)
+    boxes: Tensor | None = None,  # (B, 4)
+    *,
+    high: float | Tensor,  # Tensor: (B, 1, H, W)
+    low: float | Tensor,
+    ignore_index: int = 255,
+    down_scale: int = 2,
+    dilations: Sequence[int] = DILATIONS,
+    iterations: int = 10,
+    kind: str = "par",
+    max_classes: int | None = None,
+) -> Tensor:  # (B, H, W)
+    """Pseudo labels from CAMs, refined to the borders of objects, for a whole batch at once.
+
+    Each image is refined twice, with the background scored `high` and `low` everywhere:
+
+        scores(s) = upsample(refine(softmax over background and present classes of downsample([s, cams])))
+        label(s)  = argmax of scores(s), 0 for the background, c + 1 for class c
+
+    and the label is label(high) where that is a class, 0 where both are background, ignore_index elsewhere and
+    outside the box. Both runs share one set of affinities, and nothing loops over images in Python.
+
+    Args:
+        image: (B, colours, H, W) in any range.
+        cams: (B, C, H, W) in [0, 1].
+        image_labels: (B, C) multi-hot without background, any dtype; only present classes take part.
+        boxes: (B, 4) integers y0, y1, x0, x1, half-open as in Python slices, in pixels: where the crop shows the
+            photograph; None: everywhere.
+        high, low: the background's score, a number or a map (B, 1, H, W). ToCo: 0.7 and 0.25 on VOC.
+        ignore_index: the label of pixels in doubt.
+        down_scale: refinement runs at 1 / down_scale of the size, >= 1.
+        dilations, iterations, kind: as for `affinity_refine`.
+        max_classes: at most how many present classes an image has; further ones, by index, are left out. On a GPU, None
+            costs one host synchronisation to size the work, and a number none.
+
+    Returns:
+        (B, H, W) int64 labels.
+
+    Raises:
+        TypeError: an argument is no tensor or has a dtype not listed above.
+        ValueError: shapes or devices disagree, or an option is out of its range.
+
+    Source: ToCo (Ru et al., CVPR 2023), `refine_cams_with_bkg_v2` in its code.
+    """
+    check_tensor(image, "image", 4, "(B, colours, H, W)")
+    check_tensor(cams, "cams", 4, "(B, C, H, W)")
+    check_tensor(image_labels, "image_labels", 2, "(B, C)")
+    check_floating(image, "image")
+    check_floating(cams, "cams")
+    check_same_device(image, "image", cams, "cams")
+    check_same_device(image_labels, "image_labels", cams, "cams")
+    batch, classes, height, width = cams.shape
+    if image.shape[0] != batch or image.shape[2:] != cams.shape[2:]:
+        raise bad_value("image", f"have cams' batch and size, {(batch, height, width)}", f"shape {tuple(image.shape)}")
+    if image.shape[1] < 1:
+        raise bad_value("image", "have at least one colour", f"shape {tuple(image.shape)}")
+    if image_labels.shape != (batch, classes):
+        raise bad_value("image_labels", f"have shape (B, C) = {(batch, classes)}", f"shape {tuple(image_labels.shape)}")
+    if image_labels.is_complex():
+        raise bad_type("image_labels", "be bool, integer or floating point", image_labels.dtype)
+    if boxes is not None:
+        check_tensor(boxes, "boxes", 2, "(B, 4)")
+        check_same_device(boxes, "boxes", cams, "cams")
+        if boxes.shape != (batch, 4):
+            raise bad_value("boxes", f"have shape (B, 4) = {(batch, 4)}", f"shape {tuple(boxes.shape)}")
+        if boxes.is_floating_point() or boxes.is_complex() or boxes.dtype == torch.bool:
+            raise bad_type("boxes", "be integers", boxes.dtype)
+    for name, value, least in (("down_scale", down_scale, 1), ("iterations", iterations, 0)):
+        if not isinstance(value, int) or value < least:
+            raise bad_value(name, f"be an integer >= {least}", value)
+    if down_scale > height or down_scale > width:
+        raise bad_value("down_scale", f"leave pixels of {(height, width)}", down_scale)
+    if max_classes is not None and (not isinstance(max_classes, int) or max_classes < 0):
+        raise bad_value("max_classes", "be None or an integer >= 0", max_classes)
+    checked_option("kind", kind, ("par", "pamr"))
+    dilations = checked_dilations(dilations)
+
+    dtype = accumulate_dtype(cams.dtype)
+    high, high_map = _threshold(high, "high", cams, dtype)
+    low, low_map = _threshold(low, "low", cams, dtype)
+    if image_labels.dtype not in FLOATING | {torch.bool, torch.uint8, torch.int32, torch.int64}:
+        image_labels = image_labels != 0
+    return _refine_cam_labels(
+        image.to(dtype),
+        cams.to(dtype),
+        image_labels,
+        None if boxes is None else boxes.to(torch.int64),
+        high,
+        low,
+        high_map,
+        low_map,
+        ignore_index,
+        down_scale,
+        dilations,
+        iterations,
+        kind,
+        -1 if max_classes is None else max_classes,
+    )
+
+
+def _threshold(threshold, name: str, cams: Tensor, dtype: torch.dtype) -> tuple[float, Tensor | None]:
+    """A number and no map, or the map and a number that nobody reads."""
+    if not isinstance(threshold, Tensor):
+        return float(threshold), None
+    shape = (cams.shape[0], 1, *cams.shape[2:])
+    check_tensor(threshold, name, 4, "(B, 1, H, W)")
+    check_same_device(threshold, name, cams, "cams")
+    if threshold.shape != shape:
+        raise bad_value(name, f"have shape (B, 1, H, W) = {shape}", f"shape {tuple(threshold.shape)}")
+    return 0.0, threshold.to(dtype)
