@@ -65,6 +65,30 @@ def assert_within_budget(
         assert error <= budget, f"{what}: {name} error {error:.3e} exceeds its budget {budget:.3e}"
 
 
+def assert_labels_match(
+    actual: Tensor,  # (B, H, W)
+    expected: Tensor,  # (B, H, W)
+    *,
+    exact: list[Tensor],  # float64 scores (C, H, W); as many for each image
+    eager: list[Tensor],  # the same in float32
+) -> None:
+    """Assert that labels differ from `expected` only where float32 cannot tell which score is the larger.
+
+    That is where the two largest of the exact scores are closer than twice the largest error of the eager ones.
+    """
+    assert actual.dtype == expected.dtype, f"labels are {actual.dtype}, expected {expected.dtype}"
+    assert actual.shape == expected.shape, f"shape {tuple(actual.shape)}, expected {tuple(expected.shape)}"
+    runs = len(exact) // max(len(actual), 1)
+    for b in range(len(actual)):
+        wrong = actual[b] != expected[b]
+        for scores, rounded in zip(exact[runs * b : runs * (b + 1)], eager[runs * b : runs * (b + 1)], strict=True):
+            error = SLACK * (rounded - scores).abs().max().item() + torch.finfo(torch.float32).eps
+            if len(scores) > 1:
+                first, second = scores.topk(2, dim=0).values
+                wrong &= first - second > error
+        assert not wrong.any(), f"image {b}: {wrong.sum().item()} labels are wrong, beyond doubt"
+
+
 def run(op: Callable, inputs: Mapping, differentiable: tuple[str, ...]) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
     """Call `op(**inputs)`; return its outputs, and the gradients of `differentiable` for fixed random cotangents."""
     leaves = {name: inputs[name].detach().clone().requires_grad_() for name in differentiable}

@@ -1,7 +1,7 @@
 #include <cooperative_groups.h>
 
 #include "class_contrast/row.h"
-#include "common/cuda_check.h"
+#include "common/launch.h"
 
 namespace toco {
 namespace {

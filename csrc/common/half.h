@@ -5,6 +5,10 @@
 
 #include "common/host_device.h"
 
+#if defined(__CUDACC__)
+#include <cuda_fp16.h>
+#endif
+
 namespace toco {
 
 TOCO_HOST_DEVICE float float_of_bits(uint32_t bits) {
@@ -34,6 +38,9 @@ struct Half {
   uint16_t bits;
   Half() = default;
   TOCO_HOST_DEVICE explicit Half(float value) {
+#if defined(__CUDA_ARCH__)
+    bits = __half_as_ushort(__float2half_rn(value));
+#else
     const uint32_t b = bits_of_float(value), sign = b >> 16 & 0x8000, magnitude = b & 0x7fffffff;
     uint32_t half;
     if (magnitude >= 0x47800000)  // 2^16 and above, infinity, NaN
@@ -43,16 +50,21 @@ struct Half {
     else
       half = (magnitude - 0x38000000 + 0xfff + (magnitude >> 13 & 1)) >> 13;
     bits = uint16_t(sign | half);
+#endif
   }
   // Shifting aligns the fields; 2^112 corrects the exponent's bias, and makes subnormal halves right on the way.
   // Infinities and NaN (exponent all ones) keep their exponent all ones. No branch, so that loops vectorise.
   TOCO_HOST_DEVICE operator float() const {
+#if defined(__CUDA_ARCH__)
+    return __half2float(__ushort_as_half(bits));
+#else
     const uint32_t magnitude = uint32_t(bits & 0x7fff) << 13;
     const uint32_t sign = uint32_t(bits & 0x8000) << 16;
     const float finite = float_of_bits(magnitude) * 0x1p112f;
     const float special = float_of_bits(magnitude | 0x7f800000);
     const float value = magnitude >= 0x0f800000 ? special : finite;
     return sign ? -value : value;
+#endif
   }
 };
 

@@ -5,7 +5,11 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from ..common.errors import bad_value
-from .op import checked_dilations, affinity_refine
+from .op import affinity_refine, checked_dilations
+
+
+# Buffers of the published PAR, then of PAMR: constant stencils, which checkpoints of whole models carry along.
+PUBLISHED_BUFFERS = ("kernel", "aff_x.kernel", "aff_m.kernel", "aff_std.kernel")
 
 
 class _AffinityRefine(nn.Module):
@@ -29,6 +33,12 @@ class _AffinityRefine(nn.Module):
             resize=self.resize,
         )
 
+    def _load_from_state_dict(self, state_dict: dict, prefix: str, *args) -> None:
+        """The published buffers may be in a checkpoint, or not: nothing is read from them."""
+        for name in PUBLISHED_BUFFERS:
+            state_dict.pop(prefix + name, None)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
     def extra_repr(self) -> str:
         """The options, in the module's printed form."""
         return f"dilations={self.dilations}, num_iter={self.num_iter}, resize={self.resize!r}"
@@ -36,6 +46,8 @@ class _AffinityRefine(nn.Module):
 
 class PAR(_AffinityRefine):
     """Pixel-adaptive refinement, `affinity_refine(kind="par")`.
+
+    It has no state; a checkpoint with the published buffer `kernel` loads strictly all the same.
 
     Args:
         dilations: distances of the rings of neighbours; everywhere in use: [1, 2, 4, 8, 12, 24].
@@ -59,6 +71,9 @@ class PAR(_AffinityRefine):
 
 class PAMR(_AffinityRefine):
     """Pixel-adaptive mask refinement, `affinity_refine(kind="pamr")`.
+
+    It has no state; a checkpoint with the published buffers `aff_x.kernel`, `aff_m.kernel` and `aff_std.kernel` loads
+    strictly all the same.
 
     Args:
         num_iter: iterations.

@@ -1,5 +1,6 @@
 """The names, signatures, defaults and quirks that existing repositories call. Frozen."""
 
 from .losses import CTCLoss_neg
+from .refinement import PAMR, PAR, refine_cams_with_bkg_v2, refine_cams_with_dynamic_thres
 
-__all__ = ["CTCLoss_neg"]
+__all__ = ["PAMR", "PAR", "CTCLoss_neg", "refine_cams_with_bkg_v2", "refine_cams_with_dynamic_thres"]
