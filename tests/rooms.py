@@ -130,7 +130,7 @@ AFFINITY_REFINE = Room(
         "as in ToCo": lambda: refine_inputs(1, 4, 56, 56, dilations=(1, 2, 4, 8, 12, 24), iterations=10),
         "pamr": lambda: refine_inputs(kind="pamr"),
         "pamr, 1-stage": lambda: refine_inputs(1, 4, 33, 47, dilations=(1, 2, 4, 8, 12, 24), kind="pamr"),
-        "one pixel": lambda: refine_inputs(2, 3, 1, 1),
+        "one pixel": lambda: refine_inputs(32, 8, 1, 1),
         "one row": lambda: refine_inputs(1, 3, 1, 40),
         "one column": lambda: refine_inputs(1, 3, 40, 1),
         "whole blocks": lambda: refine_inputs(1, 9, 5, 32),

@@ -17,7 +17,7 @@ def main(argv: list[str] | None = None) -> int:
     subparsers = parser.add_subparsers(dest="command", metavar="command", required=True)
     module = None
     for command, summary in COMMANDS.items():
-        subparser = subparsers.add_parser(command, help=summary, description=summary)
+        subparser = subparsers.add_parser(command, help=summary, description=summary, allow_abbrev=False)
         if argv[:1] == [command]:
             module = import_module(f".cli.{command.replace('-', '_')}", __package__)
             module.add_arguments(subparser)

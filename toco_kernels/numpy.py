@@ -4,6 +4,8 @@ One thread unless told otherwise, and the interpreter's lock is released meanwhi
 without a compiler, the first call imports torch and runs its reference.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from .common.errors import bad_type, bad_value
@@ -13,7 +15,7 @@ try:
 except ImportError:
     _numpy = None
 
-__all__ = ["class_token_contrast"]
+__all__ = ["affinity_refine", "class_token_contrast"]
 
 
 def _check_array(array: np.ndarray, argument: str, ndim: int, shape: str) -> None:
@@ -21,6 +23,75 @@ def _check_array(array: np.ndarray, argument: str, ndim: int, shape: str) -> Non
         raise bad_type(argument, "be a numpy.ndarray", type(array).__name__)
     if array.ndim != ndim:
         raise bad_value(argument, f"have {ndim} dimensions {shape}", f"shape {array.shape}")
+
+
+def _check_dtype(array: np.ndarray, argument: str) -> None:
+    if array.dtype not in (np.float32, np.float64):
+        raise bad_type(argument, "be float32 or float64", array.dtype)
+
+
+def affinity_refine(
+    image: np.ndarray,  # (B, colours, H, W)
+    masks: np.ndarray,  # (B, C, H, W)
+    *,
+    dilations: Sequence[int] = (1, 2, 4, 8, 12, 24),
+    iterations: int = 10,
+    kind: str = "par",
+    threads: int = 1,
+) -> np.ndarray:  # (B, C, H, W)
+    """`toco_kernels.affinity_refine`, for images and masks of one size, without gradients.
+
+    Args:
+        image: (B, colours, H, W) in any range, float32 or float64; computed in the masks' dtype.
+        masks: (B, C, H, W), float32 or float64. Or one image (colours, H, W) and its masks (C, H, W).
+        dilations: distances of the rings of neighbours in pixels, each at least 1.
+        iterations: how often the masks are averaged, >= 0.
+        kind: "par" or "pamr".
+        threads: how many threads to use, >= 1; the result does not depend on it.
+
+    Returns:
+        The refined masks, in their shape and dtype.
+
+    Raises:
+        TypeError: an argument is no array or has another dtype.
+        ValueError: shapes disagree, or an option is none of those above.
+
+    Source: Ru et al., CVPR 2022 (PAR); Araslanov & Roth, CVPR 2020 (PAMR).
+    """
+    alone = isinstance(image, np.ndarray) and image.ndim == 3
+    _check_array(image, "image", 3 if alone else 4, "(colours, H, W)" if alone else "(B, colours, H, W)")
+    _check_array(masks, "masks", 3 if alone else 4, "(C, H, W)" if alone else "(B, C, H, W)")
+    _check_dtype(image, "image")
+    _check_dtype(masks, "masks")
+    if 0 in image.shape[-3:]:
+        raise bad_value("image", "have at least one colour and one pixel", f"shape {image.shape}")
+    if masks.shape[:-3] != image.shape[:-3]:
+        raise bad_value("masks", f"have image's batch size, {len(image)}", f"shape {masks.shape}")
+    if masks.shape[-2:] != image.shape[-2:]:
+        raise bad_value("masks", f"have image's size, (H, W) = {image.shape[-2:]}: resize one", f"shape {masks.shape}")
+    distances = isinstance(dilations, Sequence) and all(isinstance(d, int) and d >= 1 for d in dilations)
+    if not distances or not dilations:
+        raise bad_value("dilations", "be integers >= 1, at least one of them", dilations)
+    if not isinstance(iterations, int) or iterations < 0:
+        raise bad_value("iterations", "be an integer >= 0", iterations)
+    if kind not in ("par", "pamr"):
+        raise bad_value("kind", "be 'par' or 'pamr'", repr(kind))
+    if not threads >= 1:
+        raise bad_value("threads", "be at least 1", threads)
+
+    image = image.astype(masks.dtype, copy=False)
+    if alone:
+        image, masks = image[None], masks[None]
+    if _numpy is not None:
+        refined = _numpy.affinity_refine(image, masks, list(dilations), iterations, kind == "par", threads)
+        return refined[0] if alone else refined
+    import torch
+
+    from .affinity_refine.op import affinity_refine as on_tensors
+
+    image, masks = (torch.from_numpy(array.copy()) for array in (image, masks))
+    refined = on_tensors(image, masks, dilations=dilations, iterations=iterations, kind=kind).numpy()
+    return refined[0] if alone else refined
 
 
 def class_token_contrast(
@@ -52,8 +123,7 @@ def class_token_contrast(
     _check_array(student, "student", 2, "(crops * B, D)")
     _check_array(teacher, "teacher", 2, "(2 * B, D)")
     _check_array(flags, "flags", 2, "(B, crops)")
-    if student.dtype not in (np.float32, np.float64):
-        raise bad_type("student", "be float32 or float64", student.dtype)
+    _check_dtype(student, "student")
     if teacher.dtype != student.dtype:
         raise bad_type("teacher", f"have student's dtype, {student.dtype}", teacher.dtype)
     batch, crops = flags.shape

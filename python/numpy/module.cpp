@@ -2,9 +2,11 @@
 // toco_kernels/numpy.py checks shapes and dtypes before it calls in here.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 
 #include <vector>
 
+#include "affinity_refine/affinity_refine.h"
 #include "class_contrast/class_contrast.h"
 #include "threads.h"
 
@@ -12,6 +14,21 @@ namespace py = pybind11;
 
 template <typename T>
 using Array = py::array_t<T, py::array::c_style>;
+
+template <typename T>
+static Array<T> affinity_refine(const Array<T>& image, const Array<T>& masks, const std::vector<int64_t>& dilations,
+                                int64_t iterations, bool par, int threads) {
+  const toco::RefineShape shape{image.shape(0), image.shape(1), masks.shape(1), image.shape(2), image.shape(3)};
+  const toco::AffinityKind kind = par ? toco::AffinityKind::kPar : toco::AffinityKind::kPamr;
+  Array<T> refined({shape.batch, shape.channels, shape.height, shape.width});
+  {
+    const T *i = image.data(), *m = masks.data();
+    T* r = refined.mutable_data();
+    py::gil_scoped_release release;
+    toco::affinity_refine_cpu(i, m, r, dilations, iterations, kind, false, shape, toco::threads(threads));
+  }
+  return refined;
+}
 
 template <typename T>
 static py::tuple class_token_contrast(const Array<T>& student, const Array<T>& teacher, const Array<uint8_t>& flags,
@@ -31,6 +48,8 @@ static py::tuple class_token_contrast(const Array<T>& student, const Array<T>& t
 }
 
 PYBIND11_MODULE(_numpy, m) {
+  m.def("affinity_refine", &affinity_refine<float>);
+  m.def("affinity_refine", &affinity_refine<double>);
   m.def("class_token_contrast", &class_token_contrast<float>);
   m.def("class_token_contrast", &class_token_contrast<double>);
 }

@@ -14,7 +14,7 @@ from .op import DILATIONS, checked_dilations, checked_option
 
 def _reference(image, cams, image_labels, boxes, high, low, high_map, low_map, *others):
     maps = (
-        torch.full_like(cams[:, 0], score) if given is None else given[:, 0]
+        cams.new_full((cams.shape[0], *cams.shape[2:]), score) if given is None else given[:, 0]
         for score, given in ((high, high_map), (low, low_map))
     )
     return reference.refine_cam_labels(image, cams, image_labels, boxes, *maps, *others)

@@ -14,12 +14,11 @@ COMMANDS = {  # name -> what `--help` says about it
 }
 
 
-def format_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Left-aligned columns, two spaces apart; the last one may be as long as it likes."""
-    lines = [header, *rows]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+def format_table(rows: Sequence[Sequence[str]]) -> str:
+    """Left-aligned columns, two spaces apart. A header is a row like any other."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
     )
 
 
@@ -35,10 +34,8 @@ def positive_int(text: str) -> int:
 
 
 def import_extra(name: str, extra: str) -> ModuleType:
-    """Import a module that only `extra` installs, or end the command with one line that says so."""
+    """Import a module that `toco-kernels[extra]` brings, or end the command with one line that says how to get it."""
     try:
         return import_module(name)
     except ModuleNotFoundError as error:
-        raise SystemExit(
-            f'this command needs {error.name}, which is missing: pip install "toco-kernels[{extra}]"'
-        ) from None
+        raise SystemExit(f'{error.name} is missing: pip install "toco-kernels[{extra}]"') from None

@@ -61,10 +61,11 @@ def refine_cams_with_bkg_v2(
         cfg, img_box, down_scale = high_thre, img_box if low_thre is None else low_thre, ignore_index or down_scale
     if cfg is not None:
         high_thre, low_thre, ignore_index = cfg.cam.high_thre, cfg.cam.low_thre, cfg.dataset.ignore_index
-    given = {"ref_mod": ref_mod, "images": images, "cams": cams, "cls_labels": cls_labels}
-    for name, value in (given | {"high_thre": high_thre, "low_thre": low_thre}).items():
+    required = {"ref_mod": ref_mod, "images": images, "cams": cams, "cls_labels": cls_labels}
+    required |= {"high_thre": high_thre, "low_thre": low_thre}
+    for name, value in required.items():
         if value is None:
-            raise bad_type(name, "be given", None)
+            raise bad_type(name, "be given", value)
 
     shape = (len(cams), 1, *cams.shape[2:])
     high, low = (t.to(cams.device).expand(shape) if isinstance(t, Tensor) else t for t in (high_thre, low_thre))

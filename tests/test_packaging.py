@@ -1,0 +1,260 @@
+"""What installing does: one wheel for every torch, nothing else touched, a slower package where tools are missing."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+import zipfile
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+import toco_kernels
+from toco_kernels import _library
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = Path(toco_kernels.__file__).parent
+SCHEMAS = Path(__file__).parent / "schemas.txt"
+CPU_TORCH = "2.13.0"  # not the torch that the wheel is built beside
+
+
+def run(*command, cwd=ROOT, **environment) -> str:
+    """What `command` prints. It knows nothing of the environment variables that choose packages and compilers."""
+    ours = ("PYTHONPATH", "CMAKE_ARGS", "CC", "CXX", "CUDACXX", "CUDA_HOME")
+    inherited = {name: value for name, value in os.environ.items() if name not in ours}
+    done = subprocess.run([*map(str, command)], cwd=cwd, env=inherited | environment, text=True, capture_output=True)
+    assert done.returncode == 0, f"{command} failed:\n{done.stdout[-8000:]}\n{done.stderr[-8000:]}"
+    return done.stdout
+
+
+# What importing brings along
+
+
+@pytest.mark.parametrize(
+    ("before", "statement", "unwanted"),
+    [
+        ("pass", "import toco_kernels; toco_kernels.__all__", {"numpy", "torch", "triton"}),
+        ("pass", "import toco_kernels.numpy", {"torch", "triton"}),
+        # torch may import Triton itself; the rooms add nothing to that.
+        (
+            "import torch",
+            "import toco_kernels; [getattr(toco_kernels, room) for room in toco_kernels.ROOMS]",
+            {"triton"},
+        ),
+    ],
+)
+def test_importing_is_light(before, statement, unwanted):
+    program = f"import sys; {before}; before = set(sys.modules); {statement}; print(*set(sys.modules) - before)"
+    imported = {module.split(".")[0] for module in run(sys.executable, "-c", program).split()}
+    assert "toco_kernels" in imported
+    assert not imported & unwanted
+
+
+# What other people's programs rely on
+
+
+def test_schemas_are_as_published():
+    for room in toco_kernels.ROOMS:
+        getattr(toco_kernels, room)
+    operators = [operator for operator in _library.OPERATORS.values() if operator.room in toco_kernels.ROOMS]
+    schemas = "".join(sorted(f"{operator.overload._schema}\n" for operator in operators))
+    assert schemas == SCHEMAS.read_text(), f"if the change is meant, tests/schemas.txt is to hold:\n\n{schemas}"
+
+
+# What the compiler made
+
+
+def cuobjdump() -> str:
+    triton = find_spec("triton")
+    beside_triton = Path(triton.origin).parent / "backends" / "nvidia" / "bin" if triton else ""
+    found = shutil.which("cuobjdump", path=os.pathsep.join([os.environ["PATH"], str(beside_triton)]))
+    return found or pytest.skip("no cuobjdump, on the PATH or in Triton")
+
+
+def local_memory(binary: Path) -> dict[str, int]:
+    """Bytes of stack and local memory of every kernel in a binary: registers that spilled, arrays that never fitted."""
+    usage = run(cuobjdump(), "--dump-resource-usage", binary)
+    kernels = re.findall(r"Function (\S+):\s+REG:\d+ STACK:(\d+) SHARED:\d+ LOCAL:(\d+)", usage)
+    assert len(kernels) == usage.count("Function "), "cuobjdump prints something else now"
+    return {f"{kernel} #{number}": int(stack) + int(local) for number, (kernel, stack, local) in enumerate(kernels)}
+
+
+def test_no_cuda_kernel_spills():
+    library = PACKAGE / "_torch_cuda.so"
+    if not library.exists():
+        pytest.skip(f"_torch_cuda: {_library.NOT_LOADED['_torch_cuda']}")
+    kernels = local_memory(library)
+    assert any("class_token_contrast" in kernel for kernel in kernels)
+    assert {kernel: size for kernel, size in kernels.items() if size} == {}
+
+
+def test_a_spill_is_seen(tmp_path):
+    nvcc = shutil.which("nvcc", path=os.pathsep.join([os.environ["PATH"], "/usr/local/cuda/bin"]))
+    if not nvcc:
+        pytest.skip("no nvcc")
+    source = tmp_path / "spill.cu"
+    source.write_text("""
+        __global__ void spill(float* x) {
+          float kept[64];
+          #pragma unroll
+          for (int i = 0; i < 64; ++i) kept[i] = x[i * 32 + threadIdx.x];
+          __syncthreads();
+          #pragma unroll
+          for (int i = 0; i < 64; ++i) x[threadIdx.x * 64 + i] = kept[i] * kept[63 - i];
+        }""")
+    binary = tmp_path / "spill.cubin"
+    run(nvcc, "-arch=sm_90", "-maxrregcount=32", "-cubin", "-o", binary, source)
+    assert [size > 0 for size in local_memory(binary).values()] == [True]
+
+
+# What an installation leaves behind
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    """A source distribution, unpacked at a path with spaces; beside it the checkout that it was made from."""
+    folder = tmp_path_factory.mktemp("a path with spaces")
+    generated = shutil.ignore_patterns(".*", "build", "dist", "*.egg-info", "*.so", "_build.json", "__pycache__")
+    shutil.copytree(ROOT, folder / "checkout", ignore=generated)
+    run(sys.executable, "setup.py", "-q", "sdist", "-d", folder, cwd=folder / "checkout")
+    (archive,) = folder.glob("*.tar.gz")
+    shutil.unpack_archive(archive, folder)
+    return folder / archive.name.removesuffix(".tar.gz")
+
+
+@pytest.fixture(scope="module")
+def wheel(source):
+    """Built beside the installed torch."""
+    options = ["--no-build-isolation", "--no-deps", "--quiet", "-w", source / "dist"]
+    run(sys.executable, "-m", "pip", "wheel", *options, source, CMAKE_ARGS="-DCMAKE_CUDA_ARCHITECTURES=90")
+    (built,) = (source / "dist").glob("*.whl")
+    return built
+
+
+@pytest.fixture(scope="module")
+def other_python(tmp_path_factory):
+    """The interpreter of a fresh environment that holds another torch: CPU-only, and from another release."""
+    if "_torch_cpu" in _library.NOT_LOADED:
+        pytest.skip(f"nothing to try there: {_library.NOT_LOADED['_torch_cpu']}")
+    query = ["install", "--dry-run", "--no-deps", "--ignore-installed", "--quiet", "--report", "-"]
+    command = [sys.executable, "-m", "pip", *query, f"torch=={CPU_TORCH}"]
+    found = subprocess.run(command, text=True, capture_output=True)
+    if found.returncode != 0:
+        pytest.skip(f"pip finds no torch {CPU_TORCH}: {found.stderr.strip().splitlines()[-1]}")
+    url = json.loads(found.stdout)["install"][0]["download_info"]["url"]
+    if not re.search(r"(\+|%2B)cpu", url):
+        pytest.skip(f"pip finds no CPU-only build of torch {CPU_TORCH}")
+    folder = tmp_path_factory.mktemp("environment")
+    run(sys.executable, "-m", "venv", folder)
+    python = folder / "bin" / "python"
+    run(python, "-m", "pip", "install", "--quiet", f"torch=={CPU_TORCH}", "numpy", "pytest")
+    return python
+
+
+def what_runs(python, installed: Path) -> dict:
+    """Whose kernels the package at `installed` uses. `python` runs elsewhere, and sees no editable install."""
+    program = f"""if True:
+        import json, sys
+        sys.path.insert(0, {str(installed)!r})
+        sys.meta_path = [finder for finder in sys.meta_path if "Editable" not in str(finder)]
+        import torch, toco_kernels, toco_kernels.numpy
+        from toco_kernels._library import NOT_LOADED
+        student = torch.randn(10, 8, requires_grad=True)
+        toco_kernels.class_token_contrast(student, torch.randn(4, 8), torch.eye(2, 5), temperature=0.5).backward()
+        assert student.grad.isfinite().all()
+        has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key
+        print(json.dumps({{
+            "files": [module.__file__ for name, module in sys.modules.items() if name.startswith("toco_kernels")],
+            "not loaded": NOT_LOADED,
+            "CPU kernel": has_kernel("toco_kernels::class_token_contrast", "CPU"),
+            "numpy kernel": toco_kernels.numpy._numpy is not None,
+        }}))"""
+    result = json.loads(run(python, "-I", "-c", program, cwd="/"))
+    assert {file for file in result.pop("files") if not Path(file).is_relative_to(installed)} == set()
+    return result
+
+
+@pytest.mark.slow
+def test_wheel_is_complete(source, wheel):
+    files = set(zipfile.ZipFile(wheel).namelist())
+    checkout = source.parent / "checkout"
+    sources = {str(file.relative_to(checkout)) for file in checkout.glob("toco_kernels/**/*.py")}
+    assert "toco_kernels/__init__.py" in sources
+    built = {f"toco_kernels/{name}.so" for name in ("_torch_cpu", "_torch_cuda") if name not in _library.NOT_LOADED}
+    assert not (sources | built | {"toco_kernels/py.typed", "toco_kernels/_build.json"}) - files
+    assert {file.split("/")[0] for file in files} == {
+        "toco_kernels",
+        f"toco_kernels-{toco_kernels.__version__}.dist-info",
+    }
+
+
+@pytest.mark.slow
+def test_one_wheel_for_every_torch(wheel, other_python, tmp_path):
+    def frozen():
+        return run(other_python, "-m", "pip", "freeze").splitlines()
+
+    before = frozen()
+    run(other_python, "-m", "pip", "install", "--quiet", wheel)
+    added = [line for line in frozen() if line not in before]
+    assert [re.split(" |=", line)[0] for line in added] == ["toco-kernels"]
+    assert not set(before) - set(frozen())
+
+    has_cuda_kernels = "toco_kernels/_torch_cuda.so" in zipfile.ZipFile(wheel).namelist()
+    result = what_runs(other_python, other_python.parents[1])
+    why_no_cuda = result["not loaded"].pop("_torch_cuda")
+    assert not has_cuda_kernels or why_no_cuda == "the installed torch has no CUDA"
+    assert result == {"not loaded": {}, "CPU kernel": True, "numpy kernel": True}
+
+    for name in ("conftest.py", "rooms.py", "test_class_contrast.py", "golden/class_token_contrast.npz"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        shutil.copy(ROOT / "tests" / name, tmp_path / name)
+    run(other_python, "-m", "pytest", "-q", "-k", "golden", "test_class_contrast.py", cwd=tmp_path)
+
+
+@pytest.mark.slow
+def test_build_in_isolation_finds_the_installed_torch(source, other_python, tmp_path):
+    options = ["--quiet", "--no-deps", "--target", tmp_path / "installed"]
+    run(other_python, "-m", "pip", "install", *options, source)
+    result = what_runs(other_python, tmp_path / "installed")
+    why_no_cuda = "the installed torch has no CUDA"
+    assert result == {"not loaded": {"_torch_cuda": why_no_cuda}, "CPU kernel": True, "numpy kernel": True}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("tools", "why"),
+    [
+        (("cmake", "ninja"), "no C++ compiler was found"),
+        (("cmake",), "ninja was not found when toco_kernels was installed"),
+        ((), "cmake was not found when toco_kernels was installed"),
+    ],
+)
+def test_without_tools_it_installs_and_says_so(source, tmp_path, tools, why):
+    """Seen from here there are only these tools: Python too is a link, since its folder may hold others."""
+    path = tmp_path / "bin"
+    path.mkdir()
+    here = os.pathsep.join([sysconfig.get_path("scripts"), os.environ["PATH"]])
+    for tool in ("cat", "env", "ls", "mkdir", "rm", "sh", "uname", *tools):
+        (path / tool).symlink_to(shutil.which(tool, path=here) or pytest.skip(f"no {tool} on this machine"))
+    python = path / "python"
+    python.symlink_to(sys.executable)
+    options = ["--no-build-isolation", "--no-deps", "--quiet", "--target", tmp_path / "installed"]
+    packages = sysconfig.get_path("purelib")
+    run(python, "-m", "pip", "install", *options, source, PATH=str(path), PYTHONPATH=packages)
+    result = what_runs(sys.executable, tmp_path / "installed")
+    assert result == {
+        "not loaded": dict.fromkeys(("_torch_cpu", "_torch_cuda"), why),
+        "CPU kernel": False,
+        "numpy kernel": False,
+    }
+
+
+def test_hooks_use_the_pinned_tools():
+    hooks = re.findall(r"[\w-]+==[\w.]+", (ROOT / ".pre-commit-config.yaml").read_text())
+    project = re.findall(r"[\w-]+==[\w.]+", (ROOT / "pyproject.toml").read_text())
+    assert hooks
+    assert set(hooks) <= set(project)
