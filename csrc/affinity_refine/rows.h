@@ -98,23 +98,31 @@ TOCO_TARGET void affinity_rows(const A* image, A* weights, const Plan& plan, int
   }
 }
 
-// kChannels channels of kVectors vectors of pixels: their sums stay in registers.
+// kChannels channels of kVectors vectors of pixels. Ring by ring: eight products are summed in registers, and rings are
+// added to each other, which rounds less than one long sum would.
 template <typename A, int kChannels, int kVectors>
-TOCO_TARGET static inline void average_block(const A* masks, const A* weights, A* averaged, const int64_t* offset, int64_t P,
-                                       int64_t stride) {
+TOCO_TARGET static inline void average_block(const A* masks, const A* weights, A* averaged, const int64_t* offset,
+                                             int64_t P, int64_t stride) {
   using V = typename Vector<A>::type;
   using U = typename Vector<A>::unaligned;
   constexpr int kStep = kVectorBytes / sizeof(A);
   V sums[kChannels][kVectors] = {};
-  for (int64_t k = 0; k < P; ++k, weights += kLanes) {
-    const A* from = masks + offset[k];
-    __builtin_prefetch(weights + P * kLanes);  // of the next block
+  for (int64_t ring = 0; ring < P; ring += 8) {
+    V ring_sums[kChannels][kVectors] = {};
+    for (int64_t k = ring; k < ring + 8; ++k, weights += kLanes) {
+      const A* from = masks + offset[k];
+      __builtin_prefetch(weights + P * kLanes);  // of the next block
 #pragma GCC unroll 8
-    for (int v = 0; v < kVectors; ++v) {
-      const V weight = *(const V*)(weights + v * kStep);
+      for (int v = 0; v < kVectors; ++v) {
+        const V weight = *(const V*)(weights + v * kStep);
 #pragma GCC unroll 8
-      for (int c = 0; c < kChannels; ++c) sums[c][v] += weight * *(const U*)(from + c * stride + v * kStep);
+        for (int c = 0; c < kChannels; ++c) ring_sums[c][v] += weight * *(const U*)(from + c * stride + v * kStep);
+      }
     }
+#pragma GCC unroll 8
+    for (int c = 0; c < kChannels; ++c)
+#pragma GCC unroll 8
+      for (int v = 0; v < kVectors; ++v) sums[c][v] += ring_sums[c][v];
   }
 #pragma GCC unroll 8
   for (int c = 0; c < kChannels; ++c)
