@@ -11,9 +11,9 @@ import os
 import re
 import shlex
 import shutil
+import site
 import subprocess
 import sys
-import sysconfig
 from pathlib import Path
 
 from setuptools import Extension, setup
@@ -29,7 +29,8 @@ def find_package(name):
     so nobody downloads a second torch only to compile against it."""
     spec = importlib.util.find_spec(name)
     places = [Path(spec.origin).parent] if spec and spec.origin else []
-    places += [Path(sysconfig.get_path(key)) / name for key in ("platlib", "purelib")]
+    folders = [*site.getsitepackages([sys.prefix, sys.base_prefix]), site.getusersitepackages()]
+    places += [Path(folder) / name for folder in folders]
     return next((place for place in places if place.is_dir()), None)
 
 
@@ -48,28 +49,47 @@ def torch_options():
     return [f"-DTORCH_ROOT={torch}", f"-DTORCH_VERSION={version}"]
 
 
+def missing_from(package):
+    """The libraries that could not be built, and why."""
+    missing = json.loads((package / "_build.json").read_text())["missing"]
+    return {library: why for library, why in missing.items() if why}
+
+
 class CMakeBuild(build_ext):
     def run(self):
         package = ROOT if self.inplace else Path(self.build_lib).resolve()
         package /= "toco_kernels"
         package.mkdir(parents=True, exist_ok=True)
-        for stale in (path for name in LIBRARIES for path in package.glob(f"{name}*.so")):
-            stale.unlink()
-        cmake = find_tool("cmake")
-        if not cmake:
-            missing = dict.fromkeys(LIBRARIES, "cmake was not found when toco_kernels was installed")
-            (package / "_build.json").write_text(json.dumps({"missing": missing}))
-            return self.warn(f"toco_kernels: nothing compiled, the package will be slower: {missing['_torch_cpu']}")
+        cmake, ninja = find_tool("cmake"), find_tool("ninja")
+        if cmake and ninja:
+            self.compile(cmake, ninja, package)
+        else:
+            why = f"{'ninja' if cmake else 'cmake'} was not found when toco_kernels was installed"
+            (package / "_build.json").write_text(json.dumps({"missing": dict.fromkeys(LIBRARIES, why)}))
+        for library, why in missing_from(package).items():
+            self.warn(f"toco_kernels: {library} is not built, the package will be slower: {why}")
+            for stale in package.glob(f"{library}*.so"):
+                stale.unlink()
 
-        build = Path(self.build_temp).resolve()
-        options = [f"-DTOCO_PACKAGE_DIR={package}", f"-DPython_EXECUTABLE={sys.executable}", *torch_options()]
+    def compile(self, cmake, ninja, package):
+        options = ["-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}", "-DCMAKE_BUILD_TYPE=Release"]
+        options += [f"-DTOCO_PACKAGE_DIR={package}", f"-DPython_EXECUTABLE={sys.executable}", *torch_options()]
         if pybind11 := find_package("pybind11"):
             options.append(f"-Dpybind11_DIR={pybind11 / 'share' / 'cmake' / 'pybind11'}")
-        if ninja := find_tool("ninja"):
-            options += ["-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}"]
         options += shlex.split(os.environ.get("CMAKE_ARGS", ""))
-        subprocess.run([cmake, "-S", ROOT, "-B", build, "-DCMAKE_BUILD_TYPE=Release", *options], check=True)
-        subprocess.run([cmake, "--build", build, "--parallel"], check=True)
+
+        # A folder that outlives the build, so that the next one compiles only what changed. What CMake remembers of
+        # options and compilers serves only the same question, and only where nothing was missing.
+        build = ROOT / "build" / f"cmake-{sys.implementation.cache_tag}-{'inplace' if self.inplace else 'wheel'}"
+        build.mkdir(parents=True, exist_ok=True)
+        variables = ("PATH", "CXX", "CXXFLAGS", "CUDACXX", "CUDAFLAGS", "CUDA_HOME")
+        environment = [f"{name}={os.environ.get(name)}" for name in variables]
+        question, asked = "\n".join([cmake, str(ROOT), *options, *environment]), build / "asked.txt"
+        if not asked.exists() or asked.read_text() != question:
+            (build / "CMakeCache.txt").unlink(missing_ok=True)
+        subprocess.run([cmake, "-S", ROOT, "-B", build, *options], check=True)
+        asked.write_text("" if missing_from(package) else question)
+        subprocess.run([cmake, "--build", build], check=True)
 
     def get_outputs(self):
         package = Path(self.build_lib) / "toco_kernels"

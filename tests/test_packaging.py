@@ -68,6 +68,17 @@ def test_schemas_are_as_published():
 # What the compiler made
 
 
+@pytest.mark.parametrize("name", ["_torch_cpu", "_torch_cuda"])
+def test_library_needs_only_the_stable_abi_of_torch(name):
+    library = PACKAGE / f"{name}.so"
+    if not library.exists() or not shutil.which("nm"):
+        pytest.skip(_library.NOT_LOADED.get(name, "no nm"))
+    symbols = re.findall(r" U (\S+)", run("nm", "--dynamic", "--undefined-only", library))
+    elsewhere = [symbol for symbol in symbols if "@" not in symbol]  # the C and C++ libraries put their version there
+    assert elsewhere
+    assert [symbol for symbol in elsewhere if not symbol.startswith(("aoti_torch_", "torch_"))] == []
+
+
 def cuobjdump() -> str:
     triton = find_spec("triton")
     beside_triton = Path(triton.origin).parent / "backends" / "nvidia" / "bin" if triton else ""

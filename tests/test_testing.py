@@ -79,7 +79,7 @@ def test_the_reference_passes(dtype):
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
 @pytest.mark.parametrize("wrong", WRONG_KERNELS)
 def test_wrong_kernels_are_rejected(wrong, dtype):
-    with pytest.raises(AssertionError, match="output 0: largest error .* exceeds its budget"):
+    with pytest.raises(AssertionError, match=r"output 0: largest error .* exceeds its budget"):
         judge(wrong, dtype)
 
 

@@ -84,7 +84,7 @@ def accumulate_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 def define_loss(schema: str, *, room: str, reference: Callable) -> Callable[..., Tensor]:
-    """Define a loss operator `op(Tensor x, …, bool with_grad) -> (Tensor loss, Tensor grad)`; return its function of `x, …`.
+    """Define a loss operator `op(x, …, bool with_grad) -> (Tensor loss, Tensor grad)`; return it as `loss(x, …)`.
 
     The loss is a scalar, differentiable in its first argument alone. Its gradient is computed beside it, in one pass,
     and the backward only scales it. It is kept in float32 for half-precision inputs until that scale is known: a

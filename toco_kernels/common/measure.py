@@ -56,6 +56,7 @@ class Rotation:
             self.repeats[name] = max(1, round(at_least / once))
 
     def __call__(self) -> None:
+        """Time each function once more."""
         for name, call in self.calls.items():
             repeats = self.repeats[name]
             synchronize()

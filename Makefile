@@ -1,0 +1,95 @@
+# PYTHON=…  an environment of yours, used as it is. Without it, .venv is made and filled.
+# ONLY=…    only the tests and benchmarks of this room (pytest's -k).
+
+SHELL := bash
+.DEFAULT_GOAL := help
+
+ifdef PYTHON
+present := $(PYTHON)
+export PATH := $(dir $(shell command -v $(PYTHON))):$(PATH)
+else
+present := python3
+PYTHON := .venv/bin/python
+environment := .venv/ready
+export PATH := $(CURDIR)/.venv/bin:$(PATH)
+endif
+
+here = PYTHONPATH="$(CURDIR)" $(PYTHON)
+select := $(if $(ONLY),-k '$(ONLY)')
+
+# Kernels for the GPU at hand, or for a common one. A wheel holds them for every GPU on the list in CMakeLists.txt.
+gpus = $(shell nvidia-smi >/dev/null 2>&1 && echo native || echo 90)
+options = CMAKE_ARGS="-DCMAKE_CUDA_ARCHITECTURES=$(gpus) $$CMAKE_ARGS"
+build = $(options) $(PYTHON) setup.py --quiet build_ext --inplace
+
+.PHONY: help
+help:  ## this list
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
+
+.PHONY: demo
+demo: build  ## operators on a photograph: a picture, and times beside plain PyTorch
+	$(here) -m toco_kernels demo
+
+.PHONY: test
+test: build  ## all tests
+	$(here) -m pytest $(select)
+
+.PHONY: bench
+bench: build  ## all benchmarks
+	$(here) -m pytest benchmarks $(select)
+
+.PHONY: check
+check: $(environment)  ## sources as ruff and clang-format want them, tables as measured
+	@status=0; set -x; \
+	$(PYTHON) -m ruff check . || status=1; \
+	$(PYTHON) -m ruff format --check . || status=1; \
+	find csrc python -name '*.h' -o -name '*.cpp' -o -name '*.cu' | xargs clang-format --dry-run -Werror || status=1; \
+	$(here) benchmarks/tables.py --check || status=1; \
+	exit $$status
+
+.PHONY: wheel
+wheel: $(environment)  ## a wheel for this Python and every torch since 2.11, in dist/
+	rm -rf build/lib* build/bdist*
+	$(PYTHON) -m pip wheel --no-build-isolation --no-deps --wheel-dir dist .
+
+.PHONY: clean
+clean:  ## remove everything built; .venv stays
+	rm -rf build dist *.egg-info toco_kernels/*.so toco_kernels/_build.json .pytest_cache .ruff_cache .benchmarks
+	find toco_kernels tests benchmarks -name __pycache__ -prune -exec rm -r {} +
+
+# On a machine with a GPU, in the environment that is there: no network, nothing installed. Old kernels are not measured,
+# so a failed build ends it; failed tests do not. Tests that hang leave time for the benchmarks, which write every row
+# as they go.
+.PHONY: gpu gpu-full
+gpu gpu-full: PYTHON := $(present)
+gpu: decisive := -m decisive
+gpu: test_seconds := 240
+gpu: seconds := 520
+gpu:  ## on a GPU machine: build, tests, decisive benchmarks; nine minutes
+gpu-full:  ## on a GPU machine: build, tests, all benchmarks
+gpu gpu-full:
+	@SECONDS=0; failed=0; summary="$@:"; \
+	try() { \
+	  local name=$$1 limit=$$2 start=$$SECONDS outcome=passed; shift 2; echo "$$*"; \
+	  timeout --signal=INT --kill-after=10 $$limit "$$@" || { outcome=FAILED; failed=1; }; \
+	  summary+=" $$name $$outcome ($$((SECONDS - start)) s)"; \
+	}; \
+	export PYTHONPATH="$(CURDIR)"; \
+	try build 0 env $(build); \
+	if [ $$failed = 0 ]; then \
+	  try tests $(or $(test_seconds),0) $(PYTHON) -m pytest -m 'not slow' $(select); \
+	  try benchmarks $(if $(seconds),$$(($(seconds) - SECONDS)),0) $(PYTHON) -m pytest benchmarks $(decisive) $(select); \
+	fi; \
+	echo "$$summary"; exit $$failed
+
+.PHONY: build
+build: $(environment)
+	@$(build)
+
+# torch first: the kernels are compiled for it, by tools that then must be there too.
+.venv/ready: pyproject.toml
+	[ -x $(PYTHON) ] || $(present) -m venv .venv
+	$(PYTHON) -m pip install --quiet 'torch>=2.11' torchvision
+	$(PYTHON) -m pip install --quiet setuptools wheel cmake ninja pybind11
+	$(options) $(PYTHON) -m pip install --quiet --no-build-isolation -e '.[dev]'
+	touch $@
