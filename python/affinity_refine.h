@@ -49,8 +49,8 @@ Tensor refine_cam_labels_on(const Tensor& image, const Tensor& cams, const Tenso
   STD_TORCH_CHECK(image.dim() == 4 && cams.dim() == 4, "image and cams must have 4 dimensions");
   check_same_dtype(image, cams, "image");
   check_dilations(dilations);
-  const CamLabelShape shape{cams.size(0), image.size(1),  cams.size(1), cams.size(2),
-                            cams.size(3), down_scale, max_classes};
+  const CamLabelShape shape{cams.size(0), image.size(1), cams.size(1), cams.size(2),
+                            cams.size(3), down_scale,    max_classes};
   STD_TORCH_CHECK(0 < down_scale && down_scale <= shape.height && down_scale <= shape.width,
                   "down_scale must be at least 1 and leave pixels, got ", down_scale);
   check_shape(image, {shape.batch, shape.colours, shape.height, shape.width}, "image");

@@ -25,8 +25,8 @@ std::tuple<Tensor, Tensor> class_token_contrast_on(const Tensor& student, const 
   dispatch_floating(s.scalar_type(), "student", [&](auto zero) {
     using T = decltype(zero);
     using A = Accumulate<T>;
-    launch(data<T>(s), data<T>(t), flags_of(f, "flags"), mutable_data<A>(loss), with_grad ? mutable_data<A>(grad) : nullptr,
-           mutable_data<A>(scratch), shape);
+    launch(data<T>(s), data<T>(t), flags_of(f, "flags"), mutable_data<A>(loss),
+           with_grad ? mutable_data<A>(grad) : nullptr, mutable_data<A>(scratch), shape);
   });
   return {loss, grad};
 }

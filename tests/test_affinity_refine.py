@@ -3,7 +3,9 @@
 import inspect
 import subprocess
 import sys
+import time
 from pathlib import Path
+from threading import Thread
 from types import SimpleNamespace
 
 import numpy as np
@@ -81,6 +83,18 @@ def test_sizes_that_differ(device):
     refine = lambda *args, **options: affinity_refine(*args, dilations=[1, 3], iterations=2, **options)  # noqa: E731
     assert torch.equal(refine(image, masks), refine(image, resized(masks, (13, 18))))
     assert torch.equal(refine(image, masks, resize="image"), refine(resized(image, (7, 5)), masks))
+
+
+def test_no_iterations_return_a_copy(device):
+    """An operator whose output were its input would confuse torch.compile."""
+    image, masks = images_and_masks(device, mask_size=(13, 18))
+    masks.requires_grad_()
+    with reference_only():
+        refined = affinity_refine(image, masks, iterations=0)
+        (grad,) = torch.autograd.grad(refined, masks, ones := torch.ones_like(masks))
+    assert torch.equal(refined, masks)
+    assert refined.data_ptr() != masks.data_ptr()
+    assert torch.equal(grad, ones)
 
 
 @pytest.mark.parametrize("room", [toco_kernels, compat])
@@ -202,7 +216,8 @@ def test_max_classes(device):
 
 
 @pytest.mark.parametrize(
-    "box", [[0, 22, 0, 27], [3, 9, 5, 6], [-7, 999, -5, -2], [8, 8, 0, 27], [9, 3, 0, 27], [40, 50, 0, 27], [-99, 4, 1, 8]]
+    "box",
+    [[0, 22, 0, 27], [3, 9, 5, 6], [-7, 999, -5, -2], [8, 8, 0, 27], [9, 3, 0, 27], [40, 50, 0, 27], [-99, 4, 1, 8]],
 )
 def test_boxes_are_python_slices(box, device):
     inputs = label_case(device)
@@ -226,7 +241,9 @@ FORMS = {  # (par, images, cams, cls_labels, img_box) -> labels
     "ToCo": lambda par, images, cams, labels, box: compat.refine_cams_with_bkg_v2(
         par, images, cams=cams, cls_labels=labels, high_thre=0.7, low_thre=0.25, ignore_index=255, img_box=box
     ),
-    "ToCo, by position": lambda *args: compat.refine_cams_with_bkg_v2(*args[:4], 0.7, 0.25, 255, args[4], 2),
+    "ToCo, by position": lambda *args: compat.refine_cams_with_bkg_v2(
+        *args[:4], torch.tensor(0.7), 0.25, 255, args[4], 2
+    ),
     "AFA": lambda par, images, cams, labels, box: compat.refine_cams_with_bkg_v2(
         par, images, cams=cams, cls_labels=labels, cfg=config(0.7, 0.25), img_box=box
     ),
@@ -322,12 +339,19 @@ def test_published_default_of_ignore_index(device):
     assert torch.equal(compat.refine_cams_with_bkg_v2(*arguments, img_box=inputs["boxes"]), expected)
 
 
+def test_configuration_by_position(device):
+    inputs, expected, par = compat_case(device, down_scale=3, ignore_index=254)
+    arguments = (par, inputs["image"], inputs["cams"], inputs["image_labels"], config(0.7, 0.25, 254), inputs["boxes"])
+    assert torch.equal(compat.refine_cams_with_bkg_v2(*arguments, 3), expected)
+    assert torch.equal(compat.refine_cams_with_bkg_v2(*arguments, down_scale=3), expected)
+
+
 def test_a_subclass_computes_what_it_computes(device):
     class Untouched(compat.PAR):
         def forward(self, imgs, masks):
             return masks
 
-    inputs, refined, par = compat_case(device)
+    inputs, refined, _ = compat_case(device)
     arguments = (inputs["image"], inputs["cams"], inputs["image_labels"], 0.7, 0.25, 255, inputs["boxes"])
     labels = compat.refine_cams_with_bkg_v2(Untouched([1, 2, 5], 4), *arguments)
     assert torch.equal(labels, compat.refine_cams_with_bkg_v2(compat.PAR([1], 0), *arguments))
@@ -422,6 +446,18 @@ if kernels._numpy is not None:
 assert "torch" not in sys.modules
 """
     subprocess.run([sys.executable, "-c", program], check=True)
+
+
+@pytest.mark.skipif(toco_kernels.numpy._numpy is None, reason="_numpy is not built")
+def test_numpy_lets_other_threads_run():
+    image = np.ones((3, 128, 128), np.float32)
+    worker = Thread(target=toco_kernels.numpy.affinity_refine, args=(image, image), kwargs={"iterations": 2000})
+    worker.start()
+    moments = 0
+    while worker.is_alive():
+        moments += 1
+        time.sleep(1e-3)
+    assert moments > 5
 
 
 @pytest.mark.parametrize(

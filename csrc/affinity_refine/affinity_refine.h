@@ -27,9 +27,8 @@ void affinity_refine_cpu(const Accumulate<T>* image,  // (B, colours, H, W)
 constexpr int kMaxCudaNeighbours = 8 * 24;  // they travel as a kernel argument
 
 template <typename T>
-void affinity_refine_cuda(const Accumulate<T>* image, const T* masks, T* refined,
-                          const std::vector<int64_t>& dilations, int64_t iterations, AffinityKind kind,
-                          bool transposed, bool half_weights,
+void affinity_refine_cuda(const Accumulate<T>* image, const T* masks, T* refined, const std::vector<int64_t>& dilations,
+                          int64_t iterations, AffinityKind kind, bool transposed, bool half_weights,
                           void* weights,           // (chunk, P, H, W) Half or Accumulate<T>
                           Accumulate<T>* buffers,  // (2, chunk, C, H, W)
                           int64_t chunk,           // images whose weights are kept at once

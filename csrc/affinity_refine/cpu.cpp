@@ -77,7 +77,7 @@ void affinity_refine_cpu(const Accumulate<T>* image, const T* masks, T* refined,
   }
 }
 
-#define INSTANTIATE(T)                                                                                            \
+#define INSTANTIATE(T)                                                                                           \
   template void affinity_refine_cpu<T>(const Accumulate<T>*, const T*, T*, const std::vector<int64_t>&, int64_t, \
                                        AffinityKind, bool, RefineShape, const Parallel&);
 INSTANTIATE(float)

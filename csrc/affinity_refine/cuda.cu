@@ -209,10 +209,9 @@ struct Iterations {
 }  // namespace
 
 template <typename T>
-void affinity_refine_cuda(const Accumulate<T>* image, const T* masks, T* refined,
-                          const std::vector<int64_t>& dilations, int64_t iterations, AffinityKind kind,
-                          bool transposed, bool half_weights, void* weights, Accumulate<T>* buffers, int64_t chunk,
-                          RefineShape s, void* stream) {
+void affinity_refine_cuda(const Accumulate<T>* image, const T* masks, T* refined, const std::vector<int64_t>& dilations,
+                          int64_t iterations, AffinityKind kind, bool transposed, bool half_weights, void* weights,
+                          Accumulate<T>* buffers, int64_t chunk, RefineShape s, void* stream) {
   using A = Accumulate<T>;
   constexpr bool kConvert = !std::is_same_v<T, A>;
   const int64_t pixels = s.height * s.width;
@@ -240,10 +239,9 @@ void affinity_refine_cuda(const Accumulate<T>* image, const T* masks, T* refined
   }
 }
 
-#define INSTANTIATE(T)                                                                                             \
+#define INSTANTIATE(T)                                                                                            \
   template void affinity_refine_cuda<T>(const Accumulate<T>*, const T*, T*, const std::vector<int64_t>&, int64_t, \
-                                        AffinityKind, bool, bool, void*, Accumulate<T>*, int64_t, RefineShape,     \
-                                        void*);
+                                        AffinityKind, bool, bool, void*, Accumulate<T>*, int64_t, RefineShape, void*);
 INSTANTIATE(float)
 INSTANTIATE(double)
 INSTANTIATE(Half)
@@ -270,9 +268,8 @@ template <typename A>
 __global__ void shrink_kernel(const A* image, A* small, int64_t height, int64_t width, RefineShape s) {
   const Pixel p(s);
   if (!p.inside()) return;
-  small[blockIdx.y * s.height * s.width + p.index] =
-      bilinear(image + blockIdx.y * height * width, width, between<A>(p.y, height, s.height),
-               between<A>(p.x, width, s.width));
+  small[blockIdx.y * s.height * s.width + p.index] = bilinear(
+      image + blockIdx.y * height * width, width, between<A>(p.y, height, s.height), between<A>(p.x, width, s.width));
 }
 
 // The softmax over background and present classes at the reduced size: blockIdx.y is the run, with the high or the low
@@ -376,9 +373,9 @@ void refine_cam_labels_cuda(const A* image, const A* cams, const int32_t* classe
 }
 
 template void refine_cam_labels_cuda<float>(const float*, const float*, const int32_t*, const int32_t*, const int64_t*,
-                                            Background<float>, Background<float>, int64_t*,
-                                            const std::vector<int64_t>&, int64_t, AffinityKind, int64_t, float*, float*,
-                                            float*, RefineShape, CamLabelShape, void*);
+                                            Background<float>, Background<float>, int64_t*, const std::vector<int64_t>&,
+                                            int64_t, AffinityKind, int64_t, float*, float*, float*, RefineShape,
+                                            CamLabelShape, void*);
 template void refine_cam_labels_cuda<double>(const double*, const double*, const int32_t*, const int32_t*,
                                              const int64_t*, Background<double>, Background<double>, int64_t*,
                                              const std::vector<int64_t>&, int64_t, AffinityKind, int64_t, double*,

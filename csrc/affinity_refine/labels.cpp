@@ -32,8 +32,8 @@ void softmax_row(const A* cams, const Background<A> background[2], const std::ve
         at(i)[x] = at(n + i)[x] = bilinear(cams + (classes[i] - 1) * pixels, s.width, row, columns[x]);
       } else {
         for (int run = 0; run < 2; ++run)
-          at(run * n)[x] = background[run].map ? bilinear(background[run].map, s.width, row, columns[x])
-                                               : background[run].score;
+          at(run * n)[x] =
+              background[run].map ? bilinear(background[run].map, s.width, row, columns[x]) : background[run].score;
       }
   for (int run = 0; run < 2; ++run)
     for (int64_t x = 0; x < plan.shape.width; ++x) {
@@ -79,8 +79,7 @@ void refine_cam_labels_cpu(const A* image, const A* cams, Flags image_labels, co
                            const Parallel& parallel) {
   const int64_t pixels = s.height * s.width, height = s.height / s.down_scale, width = s.width / s.down_scale;
   int64_t most = 0;
-  for (int64_t b = 0; b < s.batch; ++b)
-    most = std::max<int64_t>(most, present_classes(image_labels, b, s).size());
+  for (int64_t b = 0; b < s.batch; ++b) most = std::max<int64_t>(most, present_classes(image_labels, b, s).size());
   Refiner<A> refiner(dilations, kind, {s.batch, s.colours, 2 * most, height, width}, parallel);
   const Plan& plan = refiner.plan;
   const auto down = resized<A>(s.width, width), up = resized<A>(width, s.width);

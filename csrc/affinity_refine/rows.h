@@ -147,7 +147,8 @@ TOCO_TARGET void average_rows(const A* masks, const A* weights, A* averaged, con
         average_block<A, 8, kVectors>(from + c * stride, w, to + c * stride, offset.data, P, stride);
       for (; c + 4 <= channels; c += 4)
         average_block<A, 4, kVectors>(from + c * stride, w, to + c * stride, offset.data, P, stride);
-      for (; c < channels; ++c) average_block<A, 1, kVectors>(from + c * stride, w, to + c * stride, offset.data, P, stride);
+      for (; c < channels; ++c)
+        average_block<A, 1, kVectors>(from + c * stride, w, to + c * stride, offset.data, P, stride);
     }
     repeat_ends(averaged, plan, channels, y);
   }

@@ -31,16 +31,16 @@ constexpr int kVectorBytes = 64;
 }  // namespace toco::avx512
 #undef TOCO_TARGET
 
-#define CALL_BEST_ISA(function, ...)                \
-  switch (isa_in_use()) {                           \
-    case Isa::kAvx512:                              \
-      avx512::function(__VA_ARGS__);                \
-      break;                                        \
-    case Isa::kAvx2:                                \
-      avx2::function(__VA_ARGS__);                  \
-      break;                                        \
-    case Isa::kPortable:                            \
-      portable::function(__VA_ARGS__);              \
+#define CALL_BEST_ISA(function, ...)   \
+  switch (isa_in_use()) {              \
+    case Isa::kAvx512:                 \
+      avx512::function(__VA_ARGS__);   \
+      break;                           \
+    case Isa::kAvx2:                   \
+      avx2::function(__VA_ARGS__);     \
+      break;                           \
+    case Isa::kPortable:               \
+      portable::function(__VA_ARGS__); \
   }
 #else
 #define CALL_BEST_ISA(function, ...) portable::function(__VA_ARGS__)

@@ -24,14 +24,13 @@ Tensor refine_cam_labels(const Tensor& image, const Tensor& cams, const Tensor& 
                          std::optional<Tensor> boxes, double high, double low, std::optional<Tensor> high_map,
                          std::optional<Tensor> low_map, int64_t ignore_index, int64_t down_scale,
                          std::vector<int64_t> dilations, int64_t iterations, std::string kind, int64_t max_classes) {
-  return refine_cam_labels_on(image, cams, image_labels, boxes, high, low, high_map, low_map, down_scale, dilations,
-                              max_classes,
-                              [&](auto* i, auto* c, Flags present, const int64_t* box, auto with_high, auto with_low,
-                                  int64_t* labels, const CamLabelShape& shape) {
-                                refine_cam_labels_cpu(i, c, present, box, with_high, with_low, labels, dilations,
-                                                      iterations, affinity_kind(kind), ignore_index, shape,
-                                                      torch_threads());
-                              });
+  return refine_cam_labels_on(
+      image, cams, image_labels, boxes, high, low, high_map, low_map, down_scale, dilations, max_classes,
+      [&](auto* i, auto* c, Flags present, const int64_t* box, auto with_high, auto with_low, int64_t* labels,
+          const CamLabelShape& shape) {
+        refine_cam_labels_cpu(i, c, present, box, with_high, with_low, labels, dilations, iterations,
+                              affinity_kind(kind), ignore_index, shape, torch_threads());
+      });
 }
 
 STABLE_TORCH_LIBRARY_IMPL(toco_kernels, CPU, m) {

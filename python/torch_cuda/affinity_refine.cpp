@@ -24,13 +24,15 @@ static Tensor refine(const Tensor& image, const Tensor& masks, const std::vector
   const ScalarType type = accumulate_type(masks.scalar_type());
   return affinity_refine_on(image, masks, dilations, [&](auto* i, auto* m, auto* refined, RefineShape s) {
     const ScalarType weight_type = half_weights ? ScalarType::Half : type;
-    const int64_t neighbours = 8 * int64_t(dilations.size()), bytes = half_weights ? 2 : type == ScalarType::Double ? 8 : 4;
+    const int64_t neighbours = 8 * int64_t(dilations.size()), bytes = half_weights                 ? 2
+                                                                      : type == ScalarType::Double ? 8
+                                                                                                   : 4;
     const int64_t chunk = images_at_once(neighbours * s.height * s.width * bytes, s.batch);
     Tensor weights = empty(image, {chunk, neighbours, s.height, s.width}, weight_type);
     Tensor buffers = empty(image, {2, chunk, s.channels, s.height, s.width}, type);
-    affinity_refine_cuda(i, m, refined, dilations, iterations, affinity_kind(kind), transposed, half_weights,
-                         weights.data_ptr(), mutable_data<std::remove_const_t<std::remove_pointer_t<decltype(i)>>>(buffers),
-                         chunk, s, device.stream);
+    affinity_refine_cuda(
+        i, m, refined, dilations, iterations, affinity_kind(kind), transposed, half_weights, weights.data_ptr(),
+        mutable_data<std::remove_const_t<std::remove_pointer_t<decltype(i)>>>(buffers), chunk, s, device.stream);
   });
 }
 

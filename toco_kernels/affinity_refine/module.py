@@ -7,7 +7,6 @@ from torch import Tensor, nn
 from ..common.errors import bad_value
 from .op import affinity_refine, checked_dilations
 
-
 # Buffers of the published PAR, then of PAMR: constant stencils, which checkpoints of whole models carry along.
 PUBLISHED_BUFFERS = ("kernel", "aff_x.kernel", "aff_m.kernel", "aff_std.kernel")
 

@@ -26,15 +26,18 @@ _forward = define(
     reference=lambda image, masks, dilations, iterations, kind, fast: (
         reference.affinity_refine(image, masks.to(image.dtype), dilations, iterations, kind)
         .to(masks.dtype)
-        .contiguous()
+        .clone(memory_format=torch.contiguous_format)  # without iterations it is the input itself
     ),
     fake=lambda image, masks, *_: masks.new_empty(masks.shape),
 )
 _backward = define(
-    "affinity_refine_backward(Tensor grad, Tensor image, int[] dilations, int iterations, str kind, bool fast) -> Tensor",
+    "affinity_refine_backward(Tensor grad, Tensor image, int[] dilations, int iterations, str kind, bool fast) "
+    "-> Tensor",
     room="affinity_refine",
     reference=lambda grad, image, *args: (
-        _reference_backward(grad.to(image.dtype), image, *args).to(grad.dtype).contiguous()
+        _reference_backward(grad.to(image.dtype), image, *args)
+        .to(grad.dtype)
+        .clone(memory_format=torch.contiguous_format)
     ),
     fake=lambda grad, *_: grad.new_empty(grad.shape),
 )

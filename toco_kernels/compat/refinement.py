@@ -1,4 +1,4 @@
-"""PAR, PAMR and the pseudo labels made with them, under the names of ToCo, AFA and the repositories that grew from them.
+"""PAR, PAMR and the pseudo labels made with them, under the names of ToCo, AFA and the repositories grown from them.
 
 PAR and PAMR are the package's own modules, whose constructors are the published ones already. Where an image and its
 masks differ in size, `PAR(..., resize="image")` follows WeCLIP, WeCLIP+ and ExCEL, and the default all others.
