@@ -32,8 +32,13 @@ class Room:
     autocast_casts: bool = False  # computes like a matmul under autocast; else keeps its inputs' dtype
     scores: Callable | None = None  # for labels: inputs -> (B, runs, C, H, W) scores that they are the argmax of
 
+    @property
+    def room(self) -> str:
+        """Its folder."""
+        return self.function.__module__.split(".")[1]
+
     def __str__(self):
-        return self.name
+        return self.name if self.name == self.room else f"{self.room}.{self.name}"
 
 
 def class_contrast_inputs(batch=3, crops=5, width=37, *, scale=1.0, flags=None, temperature=0.5):
@@ -181,7 +186,8 @@ def label_inputs(batch=3, classes=5, height=22, width=27, *, present=None, maps=
         present = (torch.rand(batch, classes, generator=generator) < 0.4).double()
     inputs = {
         "image": torch.rand(batch, 3, height, width, generator=generator, dtype=torch.float64),
-        "cams": torch.rand(batch, classes, height, width, generator=generator, dtype=torch.float64),
+        "cams": torch.rand(batch, classes, height, width, generator=generator, dtype=torch.float64)
+        * torch.linspace(0, 1.5, width, dtype=torch.float64),  # background, doubt and objects from left to right
         "image_labels": present,
         "boxes": torch.tensor([[0, height, 0, width], [3, height - 2, 1, 20], [5, 9, -4, 999]])[:batch],
         "high": 0.7,
@@ -209,7 +215,7 @@ def label_scores(inputs):
         present = inputs["image_labels"][b].nonzero()[:, 0][: inputs["max_classes"]]
         for name in ("high", "low"):
             given = inputs[name]
-            background = given[b, 0] if isinstance(given, torch.Tensor) else torch.full_like(cams[0], given)
+            background = given[b, 0] if isinstance(given, torch.Tensor) else cams.new_full(cams.shape[1:], given)
             scores.append(
                 affinity_refine.refined_scores(
                     inputs["image"][b],

@@ -111,7 +111,7 @@ def test_module(device):
     module = ClassTokenContrastLoss(temperature)
     assert torch.equal(module(**inputs), class_token_contrast(**inputs, temperature=temperature))
     assert repr(module) == "ClassTokenContrastLoss(temperature=0.5)"
-    with pytest.raises(ValueError, match="^temperature must be positive, got -1"):
+    with pytest.raises(ValueError, match=r"^temperature must be positive, got -1"):
         ClassTokenContrastLoss(-1)
 
 

@@ -57,7 +57,9 @@ def _load(library: str) -> None:
             torch.ops.load_library(_HERE / f"{library}.so")
         except OSError as error:
             why = f"could not be loaded: {error}"
-            warnings.warn(f"toco_kernels: {library} {why}. Operators run their slower reference.", RuntimeWarning, stacklevel=2)
+            warnings.warn(
+                f"toco_kernels: {library} {why}. Operators run their slower reference.", RuntimeWarning, stacklevel=2
+            )
     if why:
         NOT_LOADED[library] = why
 

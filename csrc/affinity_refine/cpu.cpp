@@ -27,14 +27,12 @@ Refiner<A>::Refiner(const std::vector<int64_t>& dilations, AffinityKind kind, Re
 
 template <typename A>
 void Refiner<A>::affinities() {
-  parallel_.loop(plan.shape.height, 1, [&](int64_t begin, int64_t end, int) {
-    CALL_BEST_ISA(affinity_rows, from_, weights_.data, plan, begin, end);
-  });
+  rows([&](int64_t begin, int64_t end) { CALL_BEST_ISA(affinity_rows, from_, weights_.data, plan, begin, end); });
 }
 
 template <typename A>
 void Refiner<A>::average(bool transposed) {
-  parallel_.loop(plan.shape.height, 1, [&](int64_t begin, int64_t end, int) {
+  rows([&](int64_t begin, int64_t end) {
     if (transposed) {
       CALL_BEST_ISA(average_rows_transposed, from_, weights_.data, to_, plan, begin, end);
     } else {

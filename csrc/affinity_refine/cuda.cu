@@ -53,7 +53,7 @@ struct Pixel {
 // Weights of one image per blockIdx.y. Logits are computed twice instead of being stored: 8 * dilations of them would
 // not fit in registers. `widths` holds what each colour's differences are divided by.
 template <typename A, typename W>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 1)
     affinity_kernel(const A* image, W* weights, DeviceStencil<A> stencil, RefineShape s) {
   extern __shared__ char shared[];
   A* widths = reinterpret_cast<A*>(shared) + threadIdx.x;  // (colours), kThreads apart
@@ -105,7 +105,7 @@ __global__ void __launch_bounds__(kThreads)
 // kGroup channels of one image: blockIdx.y counts groups, blockIdx.z images. `used`, when given, says how many channels
 // each image has.
 template <typename A, typename W>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 1)
     average_kernel(const A* masks, const W* weights, A* averaged, DeviceStencil<A> stencil, RefineShape s,
                    const int32_t* used) {
   const Pixel p(s);
@@ -132,7 +132,7 @@ __global__ void __launch_bounds__(kThreads)
 
 // The transpose: each pixel collects from those whose neighbour it is, in a fixed order.
 template <typename A, typename W>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 1)
     average_transposed_kernel(const A* grads, const W* weights, A* spread, DeviceStencil<A> stencil, RefineShape s) {
   const Pixel p(s);
   const int first = blockIdx.y * kGroup, channels = min(int(s.channels) - first, kGroup);

@@ -89,7 +89,7 @@ class Refiner {
 
   template <typename Body>
   void each_row(const Body& body) {
-    parallel_.loop(plan.shape.height, 1, [&](int64_t begin, int64_t end, int) {
+    rows([&](int64_t begin, int64_t end) {
       for (int64_t y = begin; y < end; ++y) body(y);
     });
   }
@@ -99,6 +99,11 @@ class Refiner {
   Plan plan;
 
  private:
+  template <typename Body>
+  void rows(const Body& body) {
+    const int64_t work = plan.shape.width * plan.shape.channels * int64_t(plan.neighbours.size());
+    parallel_.loop(plan.shape.height, grain_for(work), [&](int64_t begin, int64_t end, int) { body(begin, end); });
+  }
   void affinities();
   void average(bool transposed);
 
