@@ -25,6 +25,7 @@ void affinity_refine_cpu(const Accumulate<T>* image,  // (B, colours, H, W)
                          RefineShape shape, const Parallel& parallel);
 
 constexpr int kMaxCudaNeighbours = 8 * 24;  // they travel as a kernel argument
+constexpr int kMaxCudaColours = 24;         // one number of each for every thread of a block, in shared memory
 
 template <typename T>
 void affinity_refine_cuda(const Accumulate<T>* image, const T* masks, T* refined, const std::vector<int64_t>& dilations,

@@ -4,9 +4,11 @@
 
 namespace toco {
 
-static void check_neighbours(const std::vector<int64_t>& dilations) {
+static void check_limits(const Tensor& image, const std::vector<int64_t>& dilations) {
   STD_TORCH_CHECK(8 * dilations.size() <= kMaxCudaNeighbours, "dilations must be at most ", kMaxCudaNeighbours / 8,
                   " on CUDA, got ", dilations.size());
+  STD_TORCH_CHECK(image.size(1) <= kMaxCudaColours, "image must have at most ", kMaxCudaColours,
+                  " colours on CUDA, got ", image.size(1));
 }
 
 // Images whose weights fit into half of a large L2 cache together.
@@ -17,7 +19,7 @@ static int64_t images_at_once(int64_t bytes_of_one, int64_t batch) {
 
 static Tensor refine(const Tensor& image, const Tensor& masks, const std::vector<int64_t>& dilations,
                      int64_t iterations, const std::string& kind, bool fast, bool transposed) {
-  check_neighbours(dilations);
+  check_limits(image, dilations);
   const OnDeviceOf device(masks);
   const bool half = masks.scalar_type() == ScalarType::Half || masks.scalar_type() == ScalarType::BFloat16;
   const bool half_weights = half || (fast && masks.scalar_type() != ScalarType::Double);
@@ -50,7 +52,7 @@ Tensor refine_cam_labels(const Tensor& image, const Tensor& cams, const Tensor& 
                          std::optional<Tensor> boxes, double high, double low, std::optional<Tensor> high_map,
                          std::optional<Tensor> low_map, int64_t ignore_index, int64_t down_scale,
                          std::vector<int64_t> dilations, int64_t iterations, std::string kind, int64_t max_classes) {
-  check_neighbours(dilations);
+  check_limits(image, dilations);
   const OnDeviceOf device(cams);
   return refine_cam_labels_on(
       image, cams, image_labels, boxes, high, low, high_map, low_map, down_scale, dilations, max_classes,
