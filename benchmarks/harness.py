@@ -19,6 +19,7 @@ import torch
 from rows import Results, sources
 from torch import Tensor
 
+from toco_kernels._library import OPERATORS
 from toco_kernels.common import measure
 from toco_kernels.common.measure import Timing
 
@@ -143,6 +144,10 @@ def variants(bench: Bench, dtype: torch.dtype, *, compiled: bool) -> dict[str, P
     return found
 
 
+def has_kernel(operator: str) -> bool:
+    return torch._C._dispatch_has_kernel_for_dispatch_key(f"toco_kernels::{operator}", DEVICE.upper())
+
+
 def max_error(outputs: list[Tensor], exact: list[Tensor]) -> float:
     """The largest deviation, relative to the largest magnitude; of labels, the share that differs. NaN is infinite."""
 
@@ -165,6 +170,8 @@ def tolerance(precision: str, published: float) -> float:
 
 def compare(bench: Bench, case: Case, direction: str, *, benchmark, results: Results, compiled: bool = False) -> None:
     """Verify all providers of one case, measure those that are right, and fail if one is not."""
+    if bench.op in OPERATORS and not has_kernel(bench.op):
+        pytest.fail(f"no {DEVICE} kernel of {bench.op} is built: its reference is not what these rows are about")
     inputs = bench.make(case, direction)
     providers = variants(bench, case.dtype, compiled=compiled)
     steps = {name: step(provider.function, inputs, provider.context) for name, provider in providers.items()}

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import subprocess
 from pathlib import Path
 
@@ -22,8 +23,9 @@ class Results:
     def put(self, rows: list[dict]) -> None:
         """Write these rows beside all others of the file, which is whole at every moment."""
         self.measured |= {_key(row): row for row in rows}
-        saved = json.loads(self.file.read_text())["rows"] if self.file.exists() else []
-        merged = {_key(row): row for row in saved} | self.measured  # a replaced row keeps its place
+        saved = json.loads(self.file.read_text()) if self.file.exists() else {"machine": self.machine, "rows": []}
+        kept = saved["rows"] if saved["machine"] == self.machine else []  # another torch, another file
+        merged = {_key(row): row for row in kept} | self.measured  # a replaced row keeps its place
         head = f'"machine": {json.dumps(self.machine)},\n"commit": {json.dumps(self.commit)}'
         body = ",\n".join(json.dumps(row) for row in merged.values())  # one line per row, for diffs
         self.file.parent.mkdir(parents=True, exist_ok=True)
@@ -37,10 +39,18 @@ def _key(row: dict) -> tuple:
 
 
 def sources(room: str) -> str:
-    """A hash of a room's files. A row that carries another one was measured before they changed."""
+    """A hash of a room's files and what they share. A row that carries another one was measured before they changed."""
     patterns = f"csrc/{room}/*", f"python/*/{room}.cpp", f"python/{room}.h", f"toco_kernels/{room}/*.py"
+    patterns += "python/common.h", "toco_kernels/_library.py"
+    files = {file for pattern in patterns for file in ROOT.glob(pattern)}
+    unread = list(files)
+    while unread:
+        for header in re.findall(r'#include "(common/.+)"', unread.pop().read_text()):
+            if (file := ROOT / "csrc" / header).exists() and file not in files:
+                files.add(file)
+                unread.append(file)
     digest = hashlib.sha256()
-    for file in sorted(file for pattern in patterns for file in ROOT.glob(pattern)):
+    for file in sorted(files):
         digest.update(b"%s\0%s\0" % (file.relative_to(ROOT).as_posix().encode(), file.read_bytes()))
     return digest.hexdigest()[:12]
 

@@ -23,6 +23,7 @@ template <typename Launch>
 Tensor affinity_refine_on(const Tensor& image, const Tensor& masks, const std::vector<int64_t>& dilations,
                           Launch launch) {
   STD_TORCH_CHECK(image.dim() == 4 && masks.dim() == 4, "image and masks must have 4 dimensions");
+  check_same_device(image, masks, "image");
   STD_TORCH_CHECK(image.scalar_type() == accumulate_type(masks.scalar_type()),
                   "image must be float32, or float64 for float64 masks");
   check_dilations(dilations);
@@ -48,6 +49,8 @@ Tensor refine_cam_labels_on(const Tensor& image, const Tensor& cams, const Tenso
                             Launch launch) {
   STD_TORCH_CHECK(image.dim() == 4 && cams.dim() == 4, "image and cams must have 4 dimensions");
   check_same_dtype(image, cams, "image");
+  check_same_device(image, cams, "image");
+  check_same_device(image_labels, cams, "image_labels");
   check_dilations(dilations);
   const CamLabelShape shape{cams.size(0), image.size(1), cams.size(1), cams.size(2),
                             cams.size(3), down_scale,    max_classes};
@@ -61,12 +64,14 @@ Tensor refine_cam_labels_on(const Tensor& image, const Tensor& cams, const Tenso
   if (boxes) {
     check_shape(*boxes, {shape.batch, 4}, "boxes");
     STD_TORCH_CHECK(boxes->scalar_type() == ScalarType::Long, "boxes must be int64");
+    check_same_device(*boxes, cams, "boxes");
     box = dense(*boxes);
   }
   const auto use_map = [&](const std::optional<Tensor>& map, const char* name, std::optional<Tensor>& used) {
     if (!map) return;
     check_shape(*map, {shape.batch, 1, shape.height, shape.width}, name);
     check_same_dtype(*map, cams, name);
+    check_same_device(*map, cams, name);
     used = dense(*map);
   };
   use_map(high_map, "high", maps[0]);

@@ -16,6 +16,8 @@ std::tuple<Tensor, Tensor> class_token_contrast_on(const Tensor& student, const 
   check_shape(student, {shape.crops * shape.batch, shape.width}, "student");
   check_shape(teacher, {2 * shape.batch, shape.width}, "teacher");
   check_same_dtype(teacher, student, "teacher");
+  check_same_device(teacher, student, "teacher");
+  check_same_device(flags, student, "flags");
 
   const Tensor s = dense(student), t = dense(teacher), f = dense(flags);
   const ScalarType type = accumulate_type(student.scalar_type());

@@ -25,6 +25,11 @@ inline void check_shape(const Tensor& t, std::initializer_list<int64_t> shape, c
   STD_TORCH_CHECK(same, name, " does not have the shape that the other arguments imply");
 }
 
+inline void check_same_device(const Tensor& t, const Tensor& as, const char* name) {
+  STD_TORCH_CHECK(t.is_cuda() == as.is_cuda() && t.get_device_index() == as.get_device_index(), name,
+                  " must be on the device of the other inputs");
+}
+
 inline void check_same_dtype(const Tensor& t, const Tensor& as, const char* name) {
   STD_TORCH_CHECK(t.scalar_type() == as.scalar_type(), name, " must have the dtype of the other inputs");
 }

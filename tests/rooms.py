@@ -29,6 +29,7 @@ class Room:
     terms: int = 1  # the longest sum in `sample` and `edges`
     magnitude: float = 0.0  # of the reference's intermediate results, where they exceed its outputs
     is_loss: bool = False
+    nan_free: tuple[str, ...] = ()  # inputs that are yes or no: NaN means yes
     autocast_casts: bool = False  # computes like a matmul under autocast; else keeps its inputs' dtype
     scores: Callable | None = None  # for labels: inputs -> (B, runs, C, H, W) scores that they are the argmax of
 
@@ -91,12 +92,16 @@ CLASS_CONTRAST = Room(
         "flags: wrong rank": lambda i: i | {"flags": i["flags"].flatten()},
         "flags: complex": lambda i: i | {"flags": i["flags"].cfloat()},
         "flags: other device": lambda i: i | {"flags": i["flags"].to("meta")},
+        "temperature: None": lambda i: i | {"temperature": None},
+        "temperature: text": lambda i: i | {"temperature": "0.5"},
+        "temperature: a tensor": lambda i: i | {"temperature": torch.tensor(0.5, requires_grad=True)},
         "temperature: zero": lambda i: i | {"temperature": 0.0},
         "temperature: NaN": lambda i: i | {"temperature": float("nan")},
     },
     differentiable=("student",),
     terms=1024,
     magnitude=1.0,  # log(1 + 1e-4)
+    nan_free=("flags",),
     is_loss=True,
 )
 

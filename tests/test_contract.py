@@ -47,6 +47,13 @@ def judge(room, inputs, wrap=lambda function: function):
         )
 
 
+def needs_kernel(room, device):
+    """The reference overflows and synchronises as the published code does."""
+    for overload, _ in room.operators(room.sample()):
+        if not torch._C._dispatch_has_kernel_for_dispatch_key(overload.name(), device.upper()):
+            pytest.skip(f"no kernel of {overload.name()} for {device} here")
+
+
 def assert_same_bits(left, right):
     (outputs, grads), (other_outputs, other_grads) = left, right
     for a, b in [*zip(outputs, other_outputs, strict=True), *((grads[name], other_grads[name]) for name in grads)]:
@@ -78,6 +85,7 @@ def test_values_and_gradients(room, dtype, device):
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
 @pytest.mark.parametrize(("room", "edge"), EDGES)
 def test_edges(room, edge, dtype, device):
+    needs_kernel(room, device)
     inputs = prepared(room.edges[edge](), device, dtype)
     judge(room, inputs)
 
@@ -128,13 +136,14 @@ def test_gradcheck(room, device):
 
 @every_differentiable_room
 def test_expanded_gradient(room, device):
-    """`.expand().sum()` sends back gradients of stride 0; they must not be read as if they were dense."""
+    """`.sum()` sends back gradients of stride 0; they must not be read as if they were dense."""
     inputs = prepared(room.sample(), device)
-
-    def expanded(function):
-        return lambda **inputs: function(**inputs).expand(3, *function(**inputs).shape).sum()
-
-    judge(room, inputs, expanded)
+    leaves = [inputs[name].requires_grad_() for name in room.differentiable]
+    one = torch.ones((), device=device)
+    expected = torch.autograd.grad(room.function(**inputs), leaves, one.repeat(room.function(**inputs).shape))
+    actual = torch.autograd.grad(room.function(**inputs), leaves, one.expand(room.function(**inputs).shape))
+    for a, b in zip(actual, expected, strict=True):
+        assert torch.equal(a, b)
 
 
 def strided(tensor):
@@ -154,20 +163,10 @@ def transposed(tensor):
 @every_room
 def test_any_layout(room, layout, device):
     inputs = prepared(room.sample(), device)
-    assert_same_bits(
-        run(room.function, tensors(inputs, layout), ()),
-        run(room.function, inputs, ()),
-    )
-    leaves = {name: inputs[name].clone().requires_grad_() for name in room.differentiable}
-    if not leaves:
-        return
-    room.function(
-        **tensors(inputs | leaves, lambda t: t.mT.clone().mT if t.requires_grad else layout(t))
-    ).sum().backward()
-    for name, leaf in leaves.items():
-        plain = {k: v.clone().requires_grad_() if k in leaves else v for k, v in inputs.items()}
-        room.function(**plain).sum().backward()
-        torch.testing.assert_close(leaf.grad, plain[name].grad, rtol=0, atol=0)
+    leaves = {name: layout(inputs[name]).requires_grad_() for name in room.differentiable}
+    assert not any(leaf.is_contiguous() for leaf in leaves.values())
+    laid_out = run(lambda **leaves: room.function(**tensors(inputs, layout) | leaves), leaves, room.differentiable)
+    assert_same_bits(laid_out, run(room.function, inputs, room.differentiable))
 
 
 @every_room
@@ -185,7 +184,7 @@ def test_neighbouring_memory(room, device):
 
     expected = run(room.function, inputs, room.differentiable)
     embedded = tensors(inputs, embed)
-    assert_same_bits((run(room.function, embedded, ())[0], {}), (expected[0], {}))
+    assert_same_bits(run(room.function, embedded, room.differentiable), expected)
     for name, tensor in embedded.items():
         if isinstance(tensor, Tensor):
             assert torch.equal(tensor, inputs[name])
@@ -243,29 +242,61 @@ def test_autocast(room, device):
 
 
 class Synchronisations(TorchDispatchMode):
-    """Counts the operations that would make a GPU's host wait."""
+    """Counts the operations that would make a GPU's host wait: those whose result the host reads, or sizes by data."""
 
-    WAITING = ("_local_scalar_dense", "nonzero", "item", "masked_select", "unique", "_assert_async")
+    WAITING = (
+        "_local_scalar_dense",
+        "nonzero",
+        "masked_select",
+        "unique",
+        "aten::equal",
+        "repeat_interleave",
+        "is_nonzero",
+    )
 
     def __init__(self):
         super().__init__()
         self.seen = []
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if any(name in func.name() for name in self.WAITING):
+        by_mask = func.name() == "aten::index.Tensor" and any(i is not None and i.dtype == torch.bool for i in args[1])
+        if by_mask or any(name in func.name() for name in self.WAITING):
             self.seen.append(func.name())
         return func(*args, **kwargs or {})
 
+    def __enter__(self):
+        self.patch = pytest.MonkeyPatch()
+        for method in ("tolist", "numpy", "cpu"):  # these read a CPU tensor without an operation that could be seen
+            self.patch.setattr(Tensor, method, lambda *_, method=method: self.seen.append(method))
+        return super().__enter__()
 
-def test_synchronisations_are_seen():
+    def __exit__(self, *exception):
+        self.patch.undo()
+        return super().__exit__(*exception)
+
+
+@pytest.mark.parametrize(
+    "wait",
+    [
+        lambda x: x.sum().item(),
+        lambda x: bool(x.sum()),
+        lambda x: x.nonzero(),
+        lambda x: x[x > 0],
+        lambda x: torch.equal(x, x),
+        lambda x: x.tolist(),
+        lambda x: x.cpu(),
+        lambda x: x.numpy(),
+    ],
+)
+def test_synchronisations_are_seen(wait):
     with Synchronisations() as waits:
-        torch.ones(3).sum().item()
-        torch.ones(3).nonzero()
-    assert len(waits.seen) == 2
+        wait(torch.ones(3))
+    assert waits.seen
 
 
 @every_room
 def test_no_host_synchronisation(room, device):
+    needs_kernel(room, device)
     inputs = prepared(room.sample(), device)
     if device == "cuda":
         torch.cuda.set_sync_debug_mode("error")
@@ -291,10 +322,16 @@ def test_bad_arguments_are_named(room, bad, device):
 
 @every_differentiable_room
 def test_nan_in_nan_out(room, device):
-    for name in room.differentiable:
+    """A NaN in any floating-point input reaches the output, and one in a differentiable input its gradient."""
+    for name, value in prepared(room.sample(), device).items():
+        if not isinstance(value, Tensor) or not value.is_floating_point() or name in room.nan_free:
+            continue
         inputs = prepared(room.sample(), device)
-        inputs[name].flatten()[0] = float("nan")
-        assert room.function(**inputs).isnan().any(), f"a NaN in {name} vanished"
+        inputs[name].view(-1)[0] = float("nan")
+        outputs, grads = run(room.function, inputs, room.differentiable)
+        assert outputs[0].isnan().any(), f"a NaN in {name} vanished"
+        if room.is_loss:
+            assert all(grad.isnan().any() for grad in grads.values()), f"a NaN in {name} left no trace in gradients"
 
 
 @every_loss
@@ -304,6 +341,14 @@ def test_no_second_derivative(room, device):
     (grad,) = torch.autograd.grad(room.function(**inputs), x, create_graph=True)
     with pytest.raises(RuntimeError, match="no second derivative"):
         grad.square().sum().backward()
+
+
+@every_loss
+def test_no_forward_derivative(room, device):
+    inputs = prepared(room.sample(), device)
+    (name,) = room.differentiable
+    with pytest.raises(RuntimeError, match="no forward-mode derivative"):
+        torch.func.jvp(lambda x: room.function(**inputs | {name: x}), (inputs[name],), (inputs[name],))
 
 
 @every_loss
@@ -345,6 +390,7 @@ def test_graph_capture(room):
         room.function(**inputs | leaves).sum().backward()
 
     stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
         step()
     torch.cuda.current_stream().wait_stream(stream)

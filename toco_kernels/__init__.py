@@ -22,8 +22,13 @@ _ROOM_OF = {name: room for room, names in ROOMS.items() for name in names}
 __all__ = sorted(_ROOM_OF)
 
 if TYPE_CHECKING:
-    from .affinity_refine import PAMR, PAR, affinity_refine, refine_cam_labels
-    from .class_contrast import ClassTokenContrastLoss, class_token_contrast, update_ema_
+    from .affinity_refine import PAMR as PAMR
+    from .affinity_refine import PAR as PAR
+    from .affinity_refine import affinity_refine as affinity_refine
+    from .affinity_refine import refine_cam_labels as refine_cam_labels
+    from .class_contrast import ClassTokenContrastLoss as ClassTokenContrastLoss
+    from .class_contrast import class_token_contrast as class_token_contrast
+    from .class_contrast import update_ema_ as update_ema_
 
 
 def __getattr__(name: str):

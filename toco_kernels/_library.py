@@ -9,10 +9,12 @@ import json
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import wraps
 from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 NAMESPACE = "toco_kernels"
 _HERE = Path(__file__).parent
@@ -44,8 +46,8 @@ def _why_not(library: str) -> str:
     if library == "_torch_cuda":
         if torch.version.cuda is None:
             return "the installed torch has no CUDA"
-        built, ours = build_info()["nvcc"], torch.version.cuda
-        if int(built.split(".")[0]) > int(ours.split(".")[0]):
+        built, ours = build_info().get("nvcc", ""), torch.version.cuda
+        if built and int(built.split(".")[0]) > int(ours.split(".")[0]):
             return f"built with CUDA {built}, but torch has CUDA {ours}, whose drivers may be too old for it"
     return ""
 
@@ -69,8 +71,12 @@ _load("_torch_cuda")
 
 
 def define(schema: str, *, room: str, reference: Callable, fake: Callable) -> torch._ops.OpOverload:
-    """Define `toco_kernels::<schema>`: `reference` runs on any device that has no kernel."""
+    """Define `toco_kernels::<schema>`: `reference` runs on any device that has no kernel.
+
+    Operators decide themselves in which precision they compute, so autocast does not reach into the reference.
+    """
     op, arguments = schema.split("(", 1)
+    reference = _without_autocast(reference)
     name = f"{NAMESPACE}::{op}"
     torch.library.define(name, "(" + arguments)
     torch.library.impl(name, "CompositeExplicitAutograd", reference)
@@ -78,6 +84,15 @@ def define(schema: str, *, room: str, reference: Callable, fake: Callable) -> to
     overload = getattr(getattr(torch.ops, NAMESPACE), op).default
     OPERATORS[op] = Operator(room, reference, overload)
     return overload
+
+
+def _without_autocast(function: Callable) -> Callable:
+    @wraps(function)
+    def without_autocast(x: Tensor, *args):
+        with torch.autocast(x.device.type, enabled=False):
+            return function(x, *args)
+
+    return without_autocast
 
 
 def accumulate_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -91,16 +106,17 @@ def define_loss(schema: str, *, room: str, reference: Callable) -> Callable[...,
     The loss is a scalar, differentiable in its first argument alone. Its gradient is computed beside it, in one pass,
     and the backward only scales it. It is kept in float32 for half-precision inputs until that scale is known: a
     float16 gradient computed before loss scaling could underflow. `reference(x, …)` returns the loss; where no kernel
-    is registered, its gradient comes from autograd.
+    is registered, it computes in float32 for half-precision inputs too, and its gradient comes from autograd.
     """
 
     def loss_and_grad(x: Tensor, *args):
         *args, with_grad = args
         dtype = accumulate_dtype(x.dtype)
+        x, *args = (a.to(dtype) if isinstance(a, Tensor) and a.is_floating_point() else a for a in (x, *args))
         if not with_grad:
-            return reference(x, *args).to(dtype), x.new_empty(0, dtype=dtype)
+            return reference(x, *args), x.new_empty(0)
         grad, loss = torch.func.grad_and_value(reference)(x, *args)
-        return loss.to(dtype), grad.to(dtype).contiguous()
+        return loss, grad.contiguous()
 
     def fake(x: Tensor, *args):
         dtype = accumulate_dtype(x.dtype)
@@ -109,6 +125,8 @@ def define_loss(schema: str, *, room: str, reference: Callable) -> Callable[...,
     overload = define(schema, room=room, reference=loss_and_grad, fake=fake)
 
     def loss(x: Tensor, *args) -> Tensor:
+        if forward_ad._current_level >= 0 and forward_ad.unpack_dual(x).tangent is not None:
+            raise RuntimeError("toco_kernels: losses have no forward-mode derivative; use backward()")
         if x.requires_grad and torch.is_grad_enabled():
             return _Loss.apply(overload, x, *args)
         return overload(x, *args, False)[0]

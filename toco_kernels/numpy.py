@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from .common.errors import bad_type, bad_value
+from .common.errors import bad_type, bad_value, integer, number
 
 try:
     from . import _numpy
@@ -76,8 +76,7 @@ def affinity_refine(
         raise bad_value("iterations", "be an integer >= 0", iterations)
     if kind not in ("par", "pamr"):
         raise bad_value("kind", "be 'par' or 'pamr'", repr(kind))
-    if not threads >= 1:
-        raise bad_value("threads", "be at least 1", threads)
+    integer(threads, "threads", least=1)
 
     image = image.astype(masks.dtype, copy=False)
     if alone:
@@ -132,10 +131,10 @@ def class_token_contrast(
         raise bad_value("student", f"have a row per flag, crops * B = {crops} * {batch}", f"shape {student.shape}")
     if teacher.shape != (2 * batch, width):
         raise bad_value("teacher", f"have shape (2 * B, D) = {(2 * batch, width)}", f"shape {teacher.shape}")
+    temperature = number(temperature, "temperature")
     if not temperature > 0:
         raise bad_value("temperature", "be positive", temperature)
-    if not threads >= 1:
-        raise bad_value("threads", "be at least 1", threads)
+    integer(threads, "threads", least=1)
     if _numpy is not None:
         loss, grad = _numpy.class_token_contrast(student, teacher, (flags != 0).astype(np.uint8), temperature, threads)
         return loss, grad
@@ -143,7 +142,8 @@ def class_token_contrast(
 
     from .class_contrast.op import class_token_contrast as on_tensors
 
-    tokens = torch.from_numpy(student).clone().requires_grad_()
-    loss = on_tensors(tokens, torch.from_numpy(teacher), torch.from_numpy(flags != 0), temperature=temperature)
+    tokens, others, object_flags = (torch.from_numpy(x.copy()) for x in (student, teacher, flags != 0))
+    with torch.enable_grad():
+        loss = on_tensors(tokens.requires_grad_(), others, object_flags, temperature=temperature)
     loss.backward()
     return loss.item(), tokens.grad.numpy()

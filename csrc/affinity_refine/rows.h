@@ -14,7 +14,7 @@ TOCO_TARGET static inline void exp_nonpositive(Vector<float>::type& x) {
   using V = Vector<float>::type;
   typedef int32_t I __attribute__((vector_size(kVectorBytes)));
   const V smallest = V{} - 87.0f;
-  x = x > smallest ? x : smallest;
+  x = x < smallest ? smallest : x;  // lets NaN through
   const V shifted = x * 1.44269504f + 0x1.8p23f;  // rounds to an integer n, in the low bits
   const V n = shifted - 0x1.8p23f;
   const V r = x - n * 0.693359375f + n * 2.12194440e-4f;
@@ -35,7 +35,7 @@ template <typename A>
 TOCO_TARGET void affinity_rows(const A* image, A* weights, const Plan& plan, int64_t begin, int64_t end) {
   using V = typename Vector<A>::type;
   using U = typename Vector<A>::unaligned;
-  constexpr int kStep = kVectorBytes / sizeof(A);
+  constexpr int kStep = kVectorBytes / sizeof(A), kTurns = 4;  // sums that take turns, as in average_block
   const int64_t P = plan.neighbours.size(), row_size = plan.shape.colours * plan.stride;
   const bool par = plan.kind == AffinityKind::kPar;
   const A centres = A(par ? 0 : P / 8);  // PAMR counts the centre in the deviation, once per dilation
@@ -53,42 +53,50 @@ TOCO_TARGET void affinity_rows(const A* image, A* weights, const Plan& plan, int
       for (int64_t colour = 0; colour < plan.shape.colours; ++colour) {
         const A* plane = image + colour * plan.stride + x;
         const V centre = *(const U*)(plane + y * row_size + plan.pad);
-        V mean = centre * centres;
-        for (int64_t k = 0; k < P; ++k) {
-          around[k] = *(const U*)(plane + offset.data[k]);
-          mean += around[k];
-        }
-        mean /= count;
-        V square = (centre - mean) * (centre - mean) * centres;
-        for (int64_t k = 0; k < P; ++k) square += (around[k] - mean) * (around[k] - mean);
+        V means[kTurns] = {centre * centres}, squares[kTurns] = {};
+        for (int64_t k = 0; k < P; k += kTurns)
+#pragma GCC unroll 4
+          for (int turn = 0; turn < kTurns; ++turn) {
+            around[k + turn] = *(const U*)(plane + offset.data[k + turn]);
+            means[turn] += around[k + turn];
+          }
+        const V mean = (means[0] + means[1] + (means[2] + means[3])) / count;
+        squares[0] = (centre - mean) * (centre - mean) * centres;
+        for (int64_t k = 0; k < P; k += kTurns)
+#pragma GCC unroll 4
+          for (int turn = 0; turn < kTurns; ++turn)
+            squares[turn] += (around[k + turn] - mean) * (around[k + turn] - mean);
+        const V square = squares[0] + squares[1] + (squares[2] + squares[3]);
         V deviation = square / (count - 1);
         for (int i = 0; i < kStep; ++i) deviation[i] = std::sqrt(deviation[i]);
         if (par) {
           const V width = (deviation + A(kDeviationFloor)) * A(kColourWidth);
-          for (int64_t k = 0; k < P; ++k) {
-            const V d = (around[k] - centre) / width;
-            logits[k] -= d * d;
-          }
-        } else {
-          const V width = deviation * A(kPamrWidth) + A(kDeviationFloor);
+          const V scale = 1 / (width * width);
           for (int64_t k = 0; k < P; ++k) {
             const V d = around[k] - centre;
-            logits[k] -= (d > 0 ? d : -d) / width;
+            logits[k] -= d * d * scale;
+          }
+        } else {
+          const V scale = 1 / (deviation * A(kPamrWidth) + A(kDeviationFloor));
+          for (int64_t k = 0; k < P; ++k) {
+            const V d = (around[k] - centre) * scale;
+            logits[k] -= d > 0 ? d : -d;
           }
         }
       }
-      const A colours = A(plan.shape.colours);
+      const A per_colour = 1 / A(plan.shape.colours);
       V largest = logits[0];
       for (int64_t k = 1; k < P; ++k) largest = logits[k] > largest ? logits[k] : largest;
       V sum = V{};
       for (int64_t k = 0; k < P; ++k) {
-        V e = (logits[k] - largest) / colours;
+        V e = (logits[k] - largest) * per_colour;
         exp_nonpositive(e);
         sum += e;
         logits[k] = e;
       }
+      const V share = 1 / sum;
       A* out = weights + ((y * plan.blocks + x / kLanes) * P) * kLanes + x % kLanes;
-      for (int64_t k = 0; k < P; ++k) *(V*)(out + k * kLanes) = logits[k] / sum + A(plan.neighbours[k].by_distance);
+      for (int64_t k = 0; k < P; ++k) *(V*)(out + k * kLanes) = logits[k] * share + A(plan.neighbours[k].by_distance);
     }
     // Pixels that fill up the last block weigh nothing.
     const int64_t used = plan.shape.width - (plan.blocks - 1) * kLanes;
@@ -98,31 +106,38 @@ TOCO_TARGET void affinity_rows(const A* image, A* weights, const Plan& plan, int
   }
 }
 
-// kChannels channels of kVectors vectors of pixels. Ring by ring: eight products are summed in registers, and rings are
-// added to each other, which rounds less than one long sum would.
-template <typename A, int kChannels, int kVectors>
+// kChannels channels of a block. Ring by ring: eight products are summed in registers, and rings are added to each
+// other, which rounds less than one long sum would. Few channels take turns between several sums of their own, because
+// a multiply-add must wait for the one before it on the same sum.
+template <typename A, int kChannels>
 TOCO_TARGET static inline void average_block(const A* masks, const A* weights, A* averaged, const int64_t* offset,
                                              int64_t P, int64_t stride) {
   using V = typename Vector<A>::type;
   using U = typename Vector<A>::unaligned;
-  constexpr int kStep = kVectorBytes / sizeof(A);
+  constexpr int kStep = kVectorBytes / sizeof(A), kVectors = kLanes / kStep;
+  constexpr int kTurns = kChannels * kVectors >= 8 ? 1 : kChannels * kVectors >= 4 ? 2 : 4;
   V sums[kChannels][kVectors] = {};
   for (int64_t ring = 0; ring < P; ring += 8) {
-    V ring_sums[kChannels][kVectors] = {};
-    for (int64_t k = ring; k < ring + 8; ++k, weights += kLanes) {
-      const A* from = masks + offset[k];
-      __builtin_prefetch(weights + P * kLanes);  // of the next block
+    V ring_sums[kTurns][kChannels][kVectors] = {};
+#pragma GCC unroll 8
+    for (int k = 0; k < 8; ++k) {
+      const A* from = masks + offset[ring + k];
+      const A* w = weights + (ring + k) * kLanes;
+      __builtin_prefetch(w + P * kLanes);  // of the next block
 #pragma GCC unroll 8
       for (int v = 0; v < kVectors; ++v) {
-        const V weight = *(const V*)(weights + v * kStep);
+        const V weight = *(const V*)(w + v * kStep);
 #pragma GCC unroll 8
-        for (int c = 0; c < kChannels; ++c) ring_sums[c][v] += weight * *(const U*)(from + c * stride + v * kStep);
+        for (int c = 0; c < kChannels; ++c)
+          ring_sums[k % kTurns][c][v] += weight * *(const U*)(from + c * stride + v * kStep);
       }
     }
 #pragma GCC unroll 8
     for (int c = 0; c < kChannels; ++c)
 #pragma GCC unroll 8
-      for (int v = 0; v < kVectors; ++v) sums[c][v] += ring_sums[c][v];
+      for (int v = 0; v < kVectors; ++v)
+#pragma GCC unroll 4
+        for (int turn = 0; turn < kTurns; ++turn) sums[c][v] += ring_sums[turn][c][v];
   }
 #pragma GCC unroll 8
   for (int c = 0; c < kChannels; ++c)
@@ -133,22 +148,41 @@ TOCO_TARGET static inline void average_block(const A* masks, const A* weights, A
 template <typename A>
 TOCO_TARGET void average_rows(const A* masks, const A* weights, A* averaged, const Plan& plan, int64_t begin,
                               int64_t end) {
-  constexpr int kVectors = kLanes * sizeof(A) / kVectorBytes;
   const int64_t channels = plan.shape.channels, P = plan.neighbours.size(), stride = plan.stride;
   const Buffer<int64_t> offset(P);
   for (int64_t y = begin; y < end; ++y) {
     plan.offsets(y, channels, offset.data);
     for (int64_t block = 0; block < plan.blocks; ++block) {
       const A* w = weights + (y * plan.blocks + block) * P * kLanes;
-      const A* from = masks + block * kLanes;
-      A* to = averaged + y * channels * stride + plan.pad + block * kLanes;
-      int64_t c = 0;
-      for (; c + 8 <= channels; c += 8)
-        average_block<A, 8, kVectors>(from + c * stride, w, to + c * stride, offset.data, P, stride);
-      for (; c + 4 <= channels; c += 4)
-        average_block<A, 4, kVectors>(from + c * stride, w, to + c * stride, offset.data, P, stride);
-      for (; c < channels; ++c)
-        average_block<A, 1, kVectors>(from + c * stride, w, to + c * stride, offset.data, P, stride);
+      for (int64_t c = 0; c < channels; c += 8) {
+        const A* from = masks + block * kLanes + c * stride;
+        A* to = averaged + (y * channels + c) * stride + plan.pad + block * kLanes;
+        switch (channels - c) {
+          case 1:
+            average_block<A, 1>(from, w, to, offset.data, P, stride);
+            break;
+          case 2:
+            average_block<A, 2>(from, w, to, offset.data, P, stride);
+            break;
+          case 3:
+            average_block<A, 3>(from, w, to, offset.data, P, stride);
+            break;
+          case 4:
+            average_block<A, 4>(from, w, to, offset.data, P, stride);
+            break;
+          case 5:
+            average_block<A, 5>(from, w, to, offset.data, P, stride);
+            break;
+          case 6:
+            average_block<A, 6>(from, w, to, offset.data, P, stride);
+            break;
+          case 7:
+            average_block<A, 7>(from, w, to, offset.data, P, stride);
+            break;
+          default:
+            average_block<A, 8>(from, w, to, offset.data, P, stride);
+        }
+      }
     }
     repeat_ends(averaged, plan, channels, y);
   }

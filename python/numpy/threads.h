@@ -1,6 +1,7 @@
 // Threads for callers without a pool of their own: worker processes want one, a script may ask for more.
 #pragma once
 #include <algorithm>
+#include <system_error>
 #include <thread>
 #include <vector>
 
@@ -13,7 +14,12 @@ inline Parallel threads(int count) {
             const int64_t parts = std::max<int64_t>(1, std::min<int64_t>(count, size / std::max<int64_t>(grain, 1)));
             const auto run = [&](int64_t part) { body(size * part / parts, size * (part + 1) / parts, int(part)); };
             std::vector<std::thread> others;
-            for (int64_t part = 1; part < parts; ++part) others.emplace_back(run, part);
+            int64_t part = 1;
+            try {
+              for (; part < parts; ++part) others.emplace_back(run, part);
+            } catch (const std::system_error&) {  // no more threads to be had
+            }
+            for (; part < parts; ++part) run(part);
             run(0);
             for (std::thread& other : others) other.join();
           }};

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from .._library import accumulate_dtype, define
 from ..common.checks import FLOATING, check_floating, check_same_device, check_tensor
-from ..common.errors import bad_type, bad_value
+from ..common.errors import bad_type, bad_value, integer, number
 from . import reference
 from .op import DILATIONS, checked_dilations, checked_option
 
@@ -101,9 +101,8 @@ def refine_cam_labels(
             raise bad_value("boxes", f"have shape (B, 4) = {(batch, 4)}", f"shape {tuple(boxes.shape)}")
         if boxes.is_floating_point() or boxes.is_complex() or boxes.dtype == torch.bool:
             raise bad_type("boxes", "be integers", boxes.dtype)
-    for name, value, least in (("down_scale", down_scale, 1), ("iterations", iterations, 0)):
-        if not isinstance(value, int) or value < least:
-            raise bad_value(name, f"be an integer >= {least}", value)
+    integer(down_scale, "down_scale", least=1)
+    integer(iterations, "iterations", least=0)
     if down_scale > height or down_scale > width:
         raise bad_value("down_scale", f"leave pixels of {(height, width)}", down_scale)
     if max_classes is not None and (not isinstance(max_classes, int) or max_classes < 0):
@@ -137,7 +136,7 @@ def refine_cam_labels(
 def _threshold(threshold, name: str, cams: Tensor, dtype: torch.dtype) -> tuple[float, Tensor | None]:
     """A number and no map, or the map and a number that nobody reads."""
     if not isinstance(threshold, Tensor):
-        return float(threshold), None
+        return number(threshold, name), None
     shape = (cams.shape[0], 1, *cams.shape[2:])
     check_tensor(threshold, name, 4, "(B, 1, H, W)")
     check_same_device(threshold, name, cams, "cams")

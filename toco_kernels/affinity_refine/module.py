@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from ..common.errors import bad_value
+from ..common.errors import integer
 from .op import affinity_refine, checked_dilations
 
 # Buffers of the published PAR, then of PAMR: constant stencils, which checkpoints of whole models carry along.
@@ -16,10 +16,8 @@ class _AffinityRefine(nn.Module):
 
     def __init__(self, dilations: Sequence[int], num_iter: int, resize: str):
         super().__init__()
-        if not isinstance(num_iter, int) or num_iter < 0:
-            raise bad_value("num_iter", "be an integer >= 0", num_iter)
+        self.num_iter = integer(num_iter, "num_iter", least=0)
         self.dilations = checked_dilations(dilations)
-        self.num_iter = num_iter
         self.resize = resize
 
     def _refine(self, image: Tensor, masks: Tensor) -> Tensor:

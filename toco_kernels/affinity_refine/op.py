@@ -8,7 +8,7 @@ from torch import Tensor
 
 from .._library import accumulate_dtype, define
 from ..common.checks import check_constant, check_floating, check_same_device, check_tensor
-from ..common.errors import bad_type, bad_value
+from ..common.errors import bad_type, bad_value, integer
 from . import reference
 
 DILATIONS = (1, 2, 4, 8, 12, 24)
@@ -129,8 +129,7 @@ def affinity_refine(
     if masks.shape[0] != image.shape[0]:
         raise bad_value("masks", f"have image's batch size, {image.shape[0]}", f"shape {tuple(masks.shape)}")
     dilations = checked_dilations(dilations)
-    if not isinstance(iterations, int) or iterations < 0:
-        raise bad_value("iterations", "be an integer >= 0", iterations)
+    integer(iterations, "iterations", least=0)
     checked_option("kind", kind, ("par", "pamr"))
     checked_option("resize", resize, ("masks", "image"))
     checked_option("precision", precision, ("exact", "fast"))

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from ..common.errors import bad_value
+from ..common.errors import bad_value, number
 from .op import class_token_contrast
 
 
@@ -17,9 +17,9 @@ class ClassTokenContrastLoss(nn.Module):
 
     def __init__(self, temperature: float):
         super().__init__()
-        if not temperature > 0:
+        self.temperature = number(temperature, "temperature")
+        if not self.temperature > 0:
             raise bad_value("temperature", "be positive", temperature)
-        self.temperature = temperature
 
     def forward(
         self,
@@ -49,18 +49,26 @@ def update_ema_(teacher: nn.Module, student: nn.Module, momentum: float) -> None
         momentum: what the teacher keeps, in [0, 1]. ToCo: 0.9.
 
     Raises:
-        ValueError: momentum is outside [0, 1], or the modules' parameters differ.
+        ValueError: momentum is outside [0, 1], or the modules' parameters differ; nothing has changed then.
 
     Source: ToCo (Ru et al., CVPR 2023), the EMA of its class-token heads.
     """
-    if not 0 <= momentum <= 1:
+    if not 0 <= number(momentum, "momentum") <= 1:
         raise bad_value("momentum", "be in [0, 1]", momentum)
     ours, theirs = dict(teacher.named_parameters()), dict(student.named_parameters())
     if differing := [
         name
         for name in [*theirs, *(name for name in ours if name not in theirs)]
-        if name not in ours or name not in theirs or ours[name].shape != theirs[name].shape
+        if name not in ours or name not in theirs or _differ(ours[name], theirs[name])
     ]:
-        raise bad_value("teacher", "have parameters of the student's names and shapes", f"others at {differing[:5]}")
+        raise bad_value(
+            "teacher",
+            "have parameters of the student's names, shapes, dtypes and devices",
+            f"others at {differing[:5]}",
+        )
     if ours:
         get_ema_multi_avg_fn(momentum)([*ours.values()], [theirs[name] for name in ours], None)
+
+
+def _differ(ours: Tensor, theirs: Tensor) -> bool:
+    return (ours.shape, ours.dtype, ours.device) != (theirs.shape, theirs.dtype, theirs.device)

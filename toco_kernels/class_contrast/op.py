@@ -5,7 +5,7 @@ from torch import Tensor
 
 from .._library import define_loss
 from ..common.checks import FLOATING, check_constant, check_floating, check_same_device, check_tensor
-from ..common.errors import bad_type, bad_value
+from ..common.errors import bad_type, bad_value, number
 from . import reference
 
 _loss = define_loss(
@@ -68,6 +68,7 @@ def class_token_contrast(
         raise bad_value("student", f"have a row per flag, crops * B = {crops} * {batch}", f"shape {(rows, width)}")
     if teacher.shape != (2 * batch, width):
         raise bad_value("teacher", f"have shape (2 * B, D) = {(2 * batch, width)}", f"shape {tuple(teacher.shape)}")
+    temperature = number(temperature, "temperature")
     if not temperature > 0:
         raise bad_value("temperature", "be positive", temperature)
     if teacher.dtype != student.dtype:

@@ -3,6 +3,7 @@
 from torch import Tensor, nn
 
 from ..class_contrast import class_token_contrast
+from ..common.errors import bad_value
 
 
 class CTCLoss_neg(nn.Module):
@@ -25,5 +26,9 @@ class CTCLoss_neg(nn.Module):
         flags: Tensor,  # (B, ncrops), on any device
     ) -> Tensor:  # ()
         """The loss; the teacher is detached, as the published training step does before it calls this."""
-        flags = flags[:, : self.ncrops].to(student_output.device)
+        if flags.ndim != 2 or flags.shape[1] != self.ncrops:
+            raise bad_value(
+                "flags", f"have shape (B, ncrops) with ncrops = {self.ncrops}", f"shape {tuple(flags.shape)}"
+            )
+        flags = flags.to(student_output.device, non_blocking=True)
         return class_token_contrast(student_output, teacher_output.detach(), flags, temperature=self.temp)
