@@ -100,6 +100,29 @@ def accumulate_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
+_OUTSIDE = (
+    torch._C._dispatch_tls_local_include_set(),
+    torch._C._dispatch_tls_local_exclude_set()
+    .add(torch._C.DispatchKey.AutocastCPU)
+    .add(torch._C.DispatchKey.AutocastCUDA),
+)
+
+
+def differentiate(function: Callable[[Tensor], Tensor], x: Tensor, cotangent: Tensor | None = None):
+    """The value of `function` at `x`, and its gradient by autograd, inside an operator.
+
+    There autograd is switched off, by the dispatcher or by a mode that watches it. The guard switches on what is on
+    outside of operators, autocast excepted.
+    """
+    with torch._C._ForceDispatchKeyGuard(*_OUTSIDE), torch.enable_grad():
+        x = x.detach().requires_grad_()
+        value = function(x)
+        if not value.requires_grad:  # a loss over nothing is a constant
+            return value, torch.zeros_like(x)
+        (grad,) = torch.autograd.grad(value, x, cotangent)
+    return value.detach(), grad.contiguous()
+
+
 def define_loss(schema: str, *, room: str, reference: Callable) -> Callable[..., Tensor]:
     """Define a loss operator `op(x, …, bool with_grad) -> (Tensor loss, Tensor grad)`; return it as `loss(x, …)`.
 
@@ -115,8 +138,7 @@ def define_loss(schema: str, *, room: str, reference: Callable) -> Callable[...,
         x, *args = (a.to(dtype) if isinstance(a, Tensor) and a.is_floating_point() else a for a in (x, *args))
         if not with_grad:
             return reference(x, *args), x.new_empty(0)
-        grad, loss = torch.func.grad_and_value(reference)(x, *args)
-        return loss, grad.contiguous()
+        return differentiate(lambda x: reference(x, *args), x)
 
     def fake(x: Tensor, *args):
         dtype = accumulate_dtype(x.dtype)

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .._library import accumulate_dtype, define
+from .._library import accumulate_dtype, define, differentiate
 from ..common.checks import check_constant, check_floating, check_same_device, check_tensor
 from ..common.errors import bad_type, bad_value, integer
 from . import reference
@@ -14,31 +14,32 @@ from . import reference
 DILATIONS = (1, 2, 4, 8, 12, 24)
 
 
-def _reference_backward(grad: Tensor, image: Tensor, dilations: list[int], iterations: int, kind: str, fast: bool):
-    """The gradient of the masks: refinement is linear in them, so any masks of the right shape will do."""
-    refined = lambda masks: reference.affinity_refine(image, masks, dilations, iterations, kind)  # noqa: E731
-    return torch.func.vjp(refined, torch.zeros_like(grad))[1](grad)[0]
+def _refine(image: Tensor, masks: Tensor, dilations: list[int], iterations: int, kind: str, fast: bool) -> Tensor:
+    refined = reference.affinity_refine(image, masks.to(image.dtype), dilations, iterations, kind)
+    return refined.to(masks.dtype).clone(memory_format=torch.contiguous_format)  # never the input itself
 
 
+def _refine_backward(grad: Tensor, image: Tensor, dilations: list[int], iterations: int, kind: str, fast: bool):
+    """Refinement is linear in the masks, so their gradient is the same at any masks of the right shape."""
+    _, grad_masks = differentiate(
+        lambda masks: reference.affinity_refine(image, masks, dilations, iterations, kind),
+        torch.zeros_like(grad, dtype=image.dtype),
+        grad.to(image.dtype),
+    )
+    return grad_masks.to(grad.dtype)
+
+
+_OTHERS = "int[] dilations, int iterations, str kind, bool fast"
 _forward = define(
-    "affinity_refine(Tensor image, Tensor masks, int[] dilations, int iterations, str kind, bool fast) -> Tensor",
+    f"affinity_refine(Tensor image, Tensor masks, {_OTHERS}) -> Tensor",
     room="affinity_refine",
-    reference=lambda image, masks, dilations, iterations, kind, fast: (
-        reference.affinity_refine(image, masks.to(image.dtype), dilations, iterations, kind)
-        .to(masks.dtype)
-        .clone(memory_format=torch.contiguous_format)  # without iterations it is the input itself
-    ),
+    reference=_refine,
     fake=lambda image, masks, *_: masks.new_empty(masks.shape),
 )
 _backward = define(
-    "affinity_refine_backward(Tensor grad, Tensor image, int[] dilations, int iterations, str kind, bool fast) "
-    "-> Tensor",
+    f"affinity_refine_backward(Tensor grad, Tensor image, {_OTHERS}) -> Tensor",
     room="affinity_refine",
-    reference=lambda grad, image, *args: (
-        _reference_backward(grad.to(image.dtype), image, *args)
-        .to(grad.dtype)
-        .clone(memory_format=torch.contiguous_format)
-    ),
+    reference=_refine_backward,
     fake=lambda grad, *_: grad.new_empty(grad.shape),
 )
 
