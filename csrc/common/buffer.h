@@ -1,6 +1,9 @@
-// Scratch of a kernel: starts at a cache line, is not cleared, and lies in huge pages where it is large. A page fault
-// per 4 KB would cost as much as the arithmetic of a memory-bound kernel.
+// Scratch of a kernel: starts at a cache line and is not cleared.
+//
+// Large buffers lie in huge pages, and up to kKept bytes of them are kept for the next call. Memory fresh from the
+// system is cleared page by page on first touch, which can cost more than a memory-bound kernel's own work.
 #pragma once
+#include <atomic>
 #include <cstdint>
 #include <cstdlib>
 #include <new>
@@ -11,23 +14,83 @@
 
 namespace toco {
 
+struct Block {
+  void* data = nullptr;
+  size_t size = 0;
+};
+
+// A few blocks that wait for the next call. Whoever finds another thread at it allocates and frees as usual, so that
+// nobody waits, and a forked child cannot inherit a lock that is never released.
+class KeptBlocks {
+ public:
+  // A block of at least `size` bytes, and not much more; none if there is none.
+  Block take(size_t size) {
+    Block found;
+    if (busy_.test_and_set(std::memory_order_acquire)) return found;
+    for (Block& block : blocks_)
+      if (!found.data && block.size >= size && block.size <= 2 * size) {
+        found = block;
+        kept_ -= block.size;
+        block = {};
+      }
+    busy_.clear(std::memory_order_release);
+    return found;
+  }
+
+  // Whether the block is kept; else the caller frees it.
+  bool give(Block given) {
+    bool kept = false;
+    if (busy_.test_and_set(std::memory_order_acquire)) return kept;
+    for (Block& block : blocks_)
+      if (!kept && !block.data && kept_ + given.size <= kKept) {
+        block = given;
+        kept_ += given.size;
+        kept = true;
+      }
+    busy_.clear(std::memory_order_release);
+    return kept;
+  }
+
+ private:
+  static constexpr size_t kKept = size_t(256) << 20;
+  std::atomic_flag busy_ = ATOMIC_FLAG_INIT;
+  Block blocks_[8];
+  size_t kept_ = 0;
+};
+
+inline KeptBlocks& kept_blocks() {
+  static KeptBlocks blocks;
+  return blocks;
+}
+
 template <typename T>
-struct Buffer {
+class Buffer {
+ public:
   T* data;
 
   explicit Buffer(int64_t size) {
-    constexpr size_t kLine = 64, kHugePage = size_t(2) << 20;
+    constexpr size_t kLine = 64;
     const size_t bytes = size * sizeof(T), alignment = bytes < kHugePage ? kLine : kHugePage;
-    const size_t rounded = (bytes + alignment) / alignment * alignment;
-    data = static_cast<T*>(std::aligned_alloc(alignment, rounded));
-    if (!data) throw std::bad_alloc();
+    if (bytes >= kHugePage) block_ = kept_blocks().take(bytes);
+    if (!block_.data) {
+      block_.size = (bytes + alignment) / alignment * alignment;
+      block_.data = std::aligned_alloc(alignment, block_.size);
+      if (!block_.data) throw std::bad_alloc();
 #if defined(__linux__)
-    if (alignment == kHugePage) madvise(data, rounded, MADV_HUGEPAGE);
+      if (alignment == kHugePage) madvise(block_.data, block_.size, MADV_HUGEPAGE);
 #endif
+    }
+    data = static_cast<T*>(block_.data);
   }
-  ~Buffer() { std::free(data); }
+  ~Buffer() {
+    if (block_.size < kHugePage || !kept_blocks().give(block_)) std::free(block_.data);
+  }
   Buffer(const Buffer&) = delete;
   Buffer& operator=(const Buffer&) = delete;
+
+ private:
+  static constexpr size_t kHugePage = size_t(2) << 20;
+  Block block_;
 };
 
 }  // namespace toco

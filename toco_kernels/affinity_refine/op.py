@@ -111,7 +111,7 @@ def affinity_refine(
         ValueError: shapes or devices disagree, an option is none of those above, or the image requires a gradient.
 
     Complexity: O(H W (P colours + iterations P C)) time; memory beyond inputs and output: P floats per pixel of one
-    image, for its affinities, and two copies of its masks.
+    image, for its affinities, and two copies of its masks. On the CPU up to 256 MB of it are kept for the next call.
 
     Source: PAR: Ru et al., Learning Affinity from Attention, CVPR 2022. PAMR: Araslanov & Roth, Single-Stage Semantic
     Segmentation from Image Labels, CVPR 2020.

@@ -26,7 +26,7 @@ class Timing:
     @classmethod
     def of(cls, seconds: list[float]) -> "Timing":
         """The quantiles of a list of measured seconds."""
-        fifths = quantiles(seconds, n=5) if len(seconds) > 1 else [seconds[0]] * 4
+        fifths = quantiles(seconds, n=5, method="inclusive") if len(seconds) > 1 else [seconds[0]] * 4
         return cls(median(seconds) * 1e3, fifths[0] * 1e3, fifths[3] * 1e3)
 
 
