@@ -14,7 +14,7 @@ TOCO_TARGET static inline void exp_nonpositive(Vector<float>::type& x) {
   using V = Vector<float>::type;
   typedef int32_t I __attribute__((vector_size(kVectorBytes)));
   const V smallest = V{} - 87.0f;
-  x = x < smallest ? smallest : x;  // lets NaN through
+  x = x < smallest ? smallest : x;                // lets NaN through
   const V shifted = x * 1.44269504f + 0x1.8p23f;  // rounds to an integer n, in the low bits
   const V n = shifted - 0x1.8p23f;
   const V r = x - n * 0.693359375f + n * 2.12194440e-4f;
