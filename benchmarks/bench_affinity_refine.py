@@ -1,5 +1,7 @@
 """Refinement by affinity: memory-bound, and where the published code fills and empties gigabytes."""
 
+from functools import cache
+
 import torch
 import torch.nn.functional as F
 from harness import Bench, Case
@@ -45,10 +47,14 @@ def weights_of(image):
     for k, x in enumerate(x for d in DILATIONS for x in shifted(image, d)):
         torch.mean(((x - image) / width).square_(), dim=1, keepdim=True, out=weights[k])
     weights = weights.neg_().softmax(dim=0)
+    return weights.add_(by_distance(weights.device, weights.dtype))
+
+
+@cache
+def by_distance(device, dtype):
     ring = [2**0.5, 1, 2**0.5, 1, 1, 2**0.5, 1, 2**0.5]
-    distance = torch.tensor([d * r for d in DILATIONS for r in ring])
-    by_distance = (-((distance / distance.std() / 0.3) ** 2)).softmax(dim=0).mul_(0.01)
-    return weights.add_(by_distance.to(weights).view(-1, 1, 1, 1, 1))
+    distance = torch.tensor([d * r for d in DILATIONS for r in ring], device=device, dtype=dtype)
+    return (-((distance / distance.std() / 0.3) ** 2)).softmax(dim=0).mul_(0.01).view(-1, 1, 1, 1, 1)
 
 
 def averaged(masks, weights):
@@ -113,7 +119,7 @@ def rewrite_labels(image, cams, image_labels, boxes, high, low):
     """Weights once for all images, both backgrounds of an image together; images differ in their classes."""
     size, small = cams.shape[2:], [n // 2 for n in cams.shape[2:]]
     weights = weights_of(F.interpolate(image, size=small, mode="bilinear"))
-    labels = torch.full((len(cams), *size), 255)
+    labels = torch.full((len(cams), *size), 255, device=cams.device)
     for b, (y0, y1, x0, x1) in enumerate(boxes.tolist()):
         present = image_labels[b].nonzero()[:, 0]
         channels = F.interpolate(cams[b, None, present], size=small, mode="bilinear")

@@ -151,7 +151,7 @@ AFFINITY_REFINE = Room(
         "five colours": lambda: refine_inputs(colours=5, kind="pamr"),
         "flat colour": lambda: flat(refine_inputs()),
         "flat colour, pamr": lambda: flat(refine_inputs(kind="pamr")),
-        "one dilation": lambda: refine_inputs(dilations=(3,)),
+        "one dilation": lambda: refine_inputs(16, dilations=(3,)),  # few pixels decide
         "dilation beyond the image": lambda: refine_inputs(dilations=(1, 30)),
         "no iterations": lambda: refine_inputs(iterations=0),
         "one iteration": lambda: refine_inputs(iterations=1),
@@ -167,6 +167,7 @@ AFFINITY_REFINE = Room(
         "image: wants a gradient": lambda i: i | {"image": i["image"].clone().requires_grad_()},
         "masks: wrong rank": lambda i: i | {"masks": i["masks"][:, 0]},
         "masks: complex": lambda i: i | {"masks": i["masks"].cfloat()},
+        "masks: integers": lambda i: i | {"masks": i["masks"].long()},
         "masks: no pixels": lambda i: i | {"masks": i["masks"][..., :0]},
         "masks: other batch": lambda i: i | {"masks": i["masks"][:1]},
         "masks: other device": lambda i: i | {"masks": i["masks"].to("meta")},

@@ -20,7 +20,7 @@ import toco_kernels.numpy
 from toco_kernels import PAMR, PAR, affinity_refine, compat, refine_cam_labels
 from toco_kernels.affinity_refine import reference
 from toco_kernels.affinity_refine.op import DILATIONS
-from toco_kernels.testing import assert_within_budget, reference_only
+from toco_kernels.testing import assert_matches_reference, assert_within_budget, reference_only
 
 KINDS = ["par", "pamr"]
 
@@ -497,3 +497,18 @@ def test_numpy_one_image_with_a_batch_of_masks():
     image, masks, options = arrays()
     with pytest.raises(ValueError, match=r"^masks must have 3 dimensions \(C, H, W\), got shape \(2, 4, 21, 19\)"):
         toco_kernels.numpy.affinity_refine(image[0], masks, **options)
+
+
+@pytest.mark.parametrize("kind", ["par", "pamr"])
+def test_nearly_flat_colour(kind, device):
+    """Flat colour that was resized is a rounding up here and there, and its deviation must not drown in roundings."""
+    flat = torch.full((1, 3, 24, 40), 0.9)
+    rounded_up = torch.rand(flat.shape, generator=torch.Generator().manual_seed(0)) < 0.3
+    inputs = {
+        "image": torch.where(rounded_up, flat.nextafter(torch.ones(())), flat).to(device),
+        "masks": torch.rand(1, 4, 24, 40, generator=torch.Generator().manual_seed(1)).to(device),
+        "dilations": [1, 2, 4, 8],
+        "iterations": 10,
+        "kind": kind,
+    }
+    assert_matches_reference(toco_kernels.affinity_refine, reference.affinity_refine, inputs, differentiable=("masks",))

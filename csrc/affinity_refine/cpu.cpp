@@ -16,6 +16,15 @@ Plan::Plan(const std::vector<int64_t>& dilations, AffinityKind kind, RefineShape
   stride += stride / kLanes % 2 ? 0 : kLanes;  // an odd number of cache lines: neighbouring rows share no cache sets
 }
 
+void Plan::set_offsets(int64_t channels) {
+  offsets_.clear();
+  for (int64_t y = 0; y < shape.height; ++y)
+    for (const Neighbour& neighbour : neighbours) {
+      const int64_t row = std::min(std::max(y + neighbour.dy, int64_t(0)), shape.height - 1);
+      offsets_.push_back(row * channels * stride + pad + neighbour.dx);
+    }
+}
+
 template <typename A>
 Refiner<A>::Refiner(const std::vector<int64_t>& dilations, AffinityKind kind, RefineShape shape,
                     const Parallel& parallel)

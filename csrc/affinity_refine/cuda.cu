@@ -1,5 +1,5 @@
 // One thread per pixel throughout. Weights are planar, (P, H, W), so that neighbouring threads read neighbouring
-// numbers; images are taken in chunks whose weights stay in the L2 cache over all iterations.
+// numbers; small images are taken in chunks whose weights stay in the L2 cache over all iterations.
 #include <cmath>
 
 #include "affinity_refine/resize.h"
@@ -18,7 +18,7 @@ template <typename A>
 struct DeviceStencil {
   int count;
   bool par;
-  short dy[kMaxCudaNeighbours], dx[kMaxCudaNeighbours];
+  int dy[kMaxCudaNeighbours], dx[kMaxCudaNeighbours];
   A by_distance[kMaxCudaNeighbours];
 };
 
@@ -27,8 +27,8 @@ DeviceStencil<A> device_stencil(const std::vector<int64_t>& dilations, AffinityK
   const std::vector<Neighbour> neighbours = stencil(dilations, kind, s);
   DeviceStencil<A> device{int(neighbours.size()), kind == AffinityKind::kPar, {}, {}, {}};
   for (size_t k = 0; k < neighbours.size(); ++k) {
-    device.dy[k] = short(neighbours[k].dy);
-    device.dx[k] = short(neighbours[k].dx);
+    device.dy[k] = int(neighbours[k].dy);
+    device.dx[k] = int(neighbours[k].dx);
     device.by_distance[k] = A(neighbours[k].by_distance);
   }
   return device;
@@ -68,12 +68,13 @@ __global__ void __launch_bounds__(kThreads, 1)
   for (int colour = 0; colour < s.colours; ++colour) {
     const A* plane = image + colour * pixels;
     const A centre = plane[p.index];
-    A mean = centres * centre;
-    for (int k = 0; k < stencil.count; ++k) mean += plane[p.neighbour(stencil.dy[k], stencil.dx[k])];
+    // Deviations from the centre, not from zero: on nearly flat colour these differences are exact.
+    A mean = 0;
+    for (int k = 0; k < stencil.count; ++k) mean += plane[p.neighbour(stencil.dy[k], stencil.dx[k])] - centre;
     mean /= count;
-    A square = centres * (centre - mean) * (centre - mean);
+    A square = centres * mean * mean;
     for (int k = 0; k < stencil.count; ++k) {
-      const A d = plane[p.neighbour(stencil.dy[k], stencil.dx[k])] - mean;
+      const A d = plane[p.neighbour(stencil.dy[k], stencil.dx[k])] - centre - mean;
       square += d * d;
     }
     const A deviation = std::sqrt(square / (count - 1));

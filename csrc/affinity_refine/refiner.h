@@ -19,19 +19,18 @@ struct Plan {
 
   Plan(const std::vector<int64_t>& dilations, AffinityKind kind, RefineShape shape);
 
-  // Where the neighbours of a row's first pixel are, in padded rows of this many channels.
-  void offsets(int64_t y, int64_t channels, int64_t* offset) const {
-    for (const Neighbour& neighbour : neighbours) {
-      const int64_t row = std::min(std::max(y + neighbour.dy, int64_t(0)), shape.height - 1);
-      *offset++ = row * channels * stride + pad + neighbour.dx;
-    }
-  }
+  // Where the neighbours of a row's first pixel are, in padded rows of as many channels as were set last.
+  const int64_t* offsets(int64_t y) const { return offsets_.data() + y * int64_t(neighbours.size()); }
+  void set_offsets(int64_t channels);
 
   // The row of one channel, at its first pixel.
   template <typename A>
   A* at(A* rows, int64_t channels, int64_t y, int64_t channel) const {
     return rows + (y * channels + channel) * stride + pad;
   }
+
+ private:
+  std::vector<int64_t> offsets_;  // (H, P)
 };
 
 // Copies the ends of row y outwards.
@@ -68,6 +67,7 @@ class Refiner {
   // fill(rows, y) writes the colours of row y into padded rows; the affinities follow from them.
   template <typename Fill>
   void set_image(Fill fill) {
+    plan.set_offsets(plan.shape.colours);
     each_row([&](int64_t y) {
       fill(from_, y);
       repeat_ends(from_, plan, plan.shape.colours, y);
@@ -79,6 +79,7 @@ class Refiner {
   template <typename Fill>
   void refine(int64_t channels, int64_t iterations, bool transposed, Fill fill) {
     plan.shape.channels = channels;
+    plan.set_offsets(channels);
     each_row([&](int64_t y) {
       if (transposed) std::fill_n(plan.at(from_, channels, y, 0) - plan.pad, channels * plan.stride, A(0));
       fill(from_, y);

@@ -41,45 +41,42 @@ TOCO_TARGET void affinity_rows(const A* image, A* weights, const Plan& plan, int
   const A centres = A(par ? 0 : P / 8);  // PAMR counts the centre in the deviation, once per dilation
   const A count = A(P) + centres;
   const Buffer<A> scratch(2 * P * kStep);
-  V* around = (V*)scratch.data;  // one colour of the neighbours
+  V* around = (V*)scratch.data;  // one colour of the neighbours, less that of the centre
   V* logits = around + P;
 
-  const Buffer<int64_t> offset(P);
-
   for (int64_t y = begin; y < end; ++y) {
-    plan.offsets(y, plan.shape.colours, offset.data);
+    const int64_t* offset = plan.offsets(y);
     for (int64_t x = 0; x < plan.blocks * kLanes; x += kStep) {
       for (int64_t k = 0; k < P; ++k) logits[k] = V{};
       for (int64_t colour = 0; colour < plan.shape.colours; ++colour) {
         const A* plane = image + colour * plan.stride + x;
         const V centre = *(const U*)(plane + y * row_size + plan.pad);
-        V means[kTurns] = {centre * centres}, squares[kTurns] = {};
+        // Deviations from the centre, not from zero: on nearly flat colour these differences are exact.
+        V sums[kTurns] = {}, squares[kTurns] = {};
         for (int64_t k = 0; k < P; k += kTurns)
 #pragma GCC unroll 4
           for (int turn = 0; turn < kTurns; ++turn) {
-            around[k + turn] = *(const U*)(plane + offset.data[k + turn]);
-            means[turn] += around[k + turn];
+            around[k + turn] = *(const U*)(plane + offset[k + turn]) - centre;
+            sums[turn] += around[k + turn];
           }
-        const V mean = (means[0] + means[1] + (means[2] + means[3])) / count;
-        squares[0] = (centre - mean) * (centre - mean) * centres;
+        const V mean = (sums[0] + sums[1] + (sums[2] + sums[3])) / count;
         for (int64_t k = 0; k < P; k += kTurns)
 #pragma GCC unroll 4
           for (int turn = 0; turn < kTurns; ++turn)
             squares[turn] += (around[k + turn] - mean) * (around[k + turn] - mean);
-        const V square = squares[0] + squares[1] + (squares[2] + squares[3]);
+        const V square = mean * mean * centres + (squares[0] + squares[1] + (squares[2] + squares[3]));
         V deviation = square / (count - 1);
         for (int i = 0; i < kStep; ++i) deviation[i] = std::sqrt(deviation[i]);
         if (par) {
           const V width = (deviation + A(kDeviationFloor)) * A(kColourWidth);
           const V scale = 1 / (width * width);
           for (int64_t k = 0; k < P; ++k) {
-            const V d = around[k] - centre;
-            logits[k] -= d * d * scale;
+            logits[k] -= around[k] * around[k] * scale;
           }
         } else {
           const V scale = 1 / (deviation * A(kPamrWidth) + A(kDeviationFloor));
           for (int64_t k = 0; k < P; ++k) {
-            const V d = (around[k] - centre) * scale;
+            const V d = around[k] * scale;
             logits[k] -= d > 0 ? d : -d;
           }
         }
@@ -149,9 +146,8 @@ template <typename A>
 TOCO_TARGET void average_rows(const A* masks, const A* weights, A* averaged, const Plan& plan, int64_t begin,
                               int64_t end) {
   const int64_t channels = plan.shape.channels, P = plan.neighbours.size(), stride = plan.stride;
-  const Buffer<int64_t> offset(P);
   for (int64_t y = begin; y < end; ++y) {
-    plan.offsets(y, channels, offset.data);
+    const int64_t* offset = plan.offsets(y);
     for (int64_t block = 0; block < plan.blocks; ++block) {
       const A* w = weights + (y * plan.blocks + block) * P * kLanes;
       for (int64_t c = 0; c < channels; c += 8) {
@@ -159,28 +155,28 @@ TOCO_TARGET void average_rows(const A* masks, const A* weights, A* averaged, con
         A* to = averaged + (y * channels + c) * stride + plan.pad + block * kLanes;
         switch (channels - c) {
           case 1:
-            average_block<A, 1>(from, w, to, offset.data, P, stride);
+            average_block<A, 1>(from, w, to, offset, P, stride);
             break;
           case 2:
-            average_block<A, 2>(from, w, to, offset.data, P, stride);
+            average_block<A, 2>(from, w, to, offset, P, stride);
             break;
           case 3:
-            average_block<A, 3>(from, w, to, offset.data, P, stride);
+            average_block<A, 3>(from, w, to, offset, P, stride);
             break;
           case 4:
-            average_block<A, 4>(from, w, to, offset.data, P, stride);
+            average_block<A, 4>(from, w, to, offset, P, stride);
             break;
           case 5:
-            average_block<A, 5>(from, w, to, offset.data, P, stride);
+            average_block<A, 5>(from, w, to, offset, P, stride);
             break;
           case 6:
-            average_block<A, 6>(from, w, to, offset.data, P, stride);
+            average_block<A, 6>(from, w, to, offset, P, stride);
             break;
           case 7:
-            average_block<A, 7>(from, w, to, offset.data, P, stride);
+            average_block<A, 7>(from, w, to, offset, P, stride);
             break;
           default:
-            average_block<A, 8>(from, w, to, offset.data, P, stride);
+            average_block<A, 8>(from, w, to, offset, P, stride);
         }
       }
     }

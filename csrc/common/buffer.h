@@ -37,24 +37,28 @@ class KeptBlocks {
     return found;
   }
 
-  // Whether the block is kept; else the caller frees it.
+  // Whether the block is kept, in place of the oldest ones where there is no room; else the caller frees it.
   bool give(Block given) {
-    bool kept = false;
-    if (busy_.test_and_set(std::memory_order_acquire)) return kept;
-    for (Block& block : blocks_)
-      if (!kept && !block.data && kept_ + given.size <= kKept) {
-        block = given;
-        kept_ += given.size;
-        kept = true;
-      }
+    if (given.size > kKept || busy_.test_and_set(std::memory_order_acquire)) return false;
+    while (blocks_[next_].data || kept_ + given.size > kKept) {
+      std::free(blocks_[next_].data);
+      kept_ -= blocks_[next_].size;
+      blocks_[next_] = {};
+      if (kept_ + given.size > kKept) next_ = (next_ + 1) % kSlots;
+    }
+    blocks_[next_] = given;
+    kept_ += given.size;
+    next_ = (next_ + 1) % kSlots;
     busy_.clear(std::memory_order_release);
-    return kept;
+    return true;
   }
 
  private:
   static constexpr size_t kKept = size_t(256) << 20;
   std::atomic_flag busy_ = ATOMIC_FLAG_INIT;
-  Block blocks_[8];
+  static constexpr int kSlots = 8;
+  Block blocks_[kSlots];
+  int next_ = 0;  // the oldest
   size_t kept_ = 0;
 };
 

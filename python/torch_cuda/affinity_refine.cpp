@@ -13,8 +13,8 @@ static void check_limits(const Tensor& image, const std::vector<int64_t>& dilati
 
 // Images whose weights fit into half of a large L2 cache together.
 static int64_t images_at_once(int64_t bytes_of_one, int64_t batch) {
-  constexpr int64_t kCache = int64_t(32) << 20;
-  return std::max<int64_t>(1, std::min(batch, kCache / std::max<int64_t>(1, bytes_of_one)));
+  constexpr int64_t kCache = int64_t(32) << 20, kMaxGrid = 65535;
+  return std::max<int64_t>(1, std::min({batch, kMaxGrid, kCache / std::max<int64_t>(1, bytes_of_one)}));
 }
 
 static Tensor refine(const Tensor& image, const Tensor& masks, const std::vector<int64_t>& dilations,

@@ -101,12 +101,12 @@ def refine_cam_labels(
             raise bad_value("boxes", f"have shape (B, 4) = {(batch, 4)}", f"shape {tuple(boxes.shape)}")
         if boxes.is_floating_point() or boxes.is_complex() or boxes.dtype == torch.bool:
             raise bad_type("boxes", "be integers", boxes.dtype)
-    integer(down_scale, "down_scale", least=1)
-    integer(iterations, "iterations", least=0)
+    down_scale = integer(down_scale, "down_scale", least=1)
+    iterations = integer(iterations, "iterations", least=0)
+    ignore_index = integer(ignore_index, "ignore_index", least=-(2**31))
     if down_scale > height or down_scale > width:
         raise bad_value("down_scale", f"leave pixels of {(height, width)}", down_scale)
-    if max_classes is not None and (not isinstance(max_classes, int) or max_classes < 0):
-        raise bad_value("max_classes", "be None or an integer >= 0", max_classes)
+    most = -1 if max_classes is None else integer(max_classes, "max_classes", least=0)
     checked_option("kind", kind, ("par", "pamr"))
     dilations = checked_dilations(dilations)
 
@@ -129,7 +129,7 @@ def refine_cam_labels(
         dilations,
         iterations,
         kind,
-        -1 if max_classes is None else max_classes,
+        most,
     )
 
 

@@ -94,9 +94,9 @@ def affinity_refine(
     published: a constant mask grows by 1.01 with each iteration.
 
     Args:
-        image: (B, colours, H, W) in any range, any number of colours; not differentiable.
+        image: (B, colours, H, W), any colours up to 1e18; at most 24 of them on CUDA. Not differentiable.
         masks: (B, C, h, w) float32, float64, float16 or bfloat16; computed in float32 (float64 for float64).
-        dilations: distances of the rings of neighbours in pixels, each at least 1.
+        dilations: distances of the rings of neighbours in pixels, each at least 1; at most 24 on CUDA.
         iterations: how often the masks are averaged, >= 0.
         kind: "par" or "pamr".
         resize: where sizes differ, "masks" resizes the masks to the image's size, "image" the image to the masks',
@@ -130,7 +130,7 @@ def affinity_refine(
     if masks.shape[0] != image.shape[0]:
         raise bad_value("masks", f"have image's batch size, {image.shape[0]}", f"shape {tuple(masks.shape)}")
     dilations = checked_dilations(dilations)
-    integer(iterations, "iterations", least=0)
+    iterations = integer(iterations, "iterations", least=0)
     checked_option("kind", kind, ("par", "pamr"))
     checked_option("resize", resize, ("masks", "image"))
     checked_option("precision", precision, ("exact", "fast"))
@@ -148,9 +148,9 @@ def checked_dilations(dilations: Sequence[int]) -> list[int]:
     """`dilations` as a list; they must be integers >= 1, at least one of them."""
     if isinstance(dilations, (str, Tensor)) or not isinstance(dilations, Sequence):
         raise bad_type("dilations", "be a sequence of integers", type(dilations).__name__)
-    if not dilations or any(not isinstance(d, int) or d < 1 for d in dilations):
+    if not dilations:
         raise bad_value("dilations", "be integers >= 1, at least one of them", list(dilations))
-    return list(dilations)
+    return [integer(d, "dilations", least=1) for d in dilations]
 
 
 def checked_option(name: str, value: str, values: tuple[str, str]) -> None:

@@ -1,6 +1,6 @@
 """One message style for bad arguments: the argument's name, what it must be, what it was."""
 
-from numbers import Real
+from numbers import Integral, Real
 
 
 def bad_value(argument: str, must: str, was: object) -> ValueError:
@@ -17,9 +17,9 @@ def number(value: object, argument: str) -> float:
 
 def integer(value: object, argument: str, least: int) -> int:
     """`value`, which must be an integer of at least `least`."""
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise bad_value(argument, f"be an integer >= {least}", value)
-    return value
+    if isinstance(value, bool) or not isinstance(value, (int, Integral)) or value < least:
+        raise bad_value(argument, f"be an integer >= {least}", repr(value))
+    return value if isinstance(value, int) else int(value)
 
 
 def bad_type(argument: str, must: str, was: object) -> TypeError:
