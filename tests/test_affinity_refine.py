@@ -512,3 +512,10 @@ def test_nearly_flat_colour(kind, device):
         "kind": kind,
     }
     assert_matches_reference(toco_kernels.affinity_refine, reference.affinity_refine, inputs, differentiable=("masks",))
+
+
+def test_fast(device):
+    """Affinities may have half the digits: eleven bits, where the image decides."""
+    inputs = {name: value.float().to(device) for name, value in refine_inputs().items() if name in ("image", "masks")}
+    exact, fast = (affinity_refine(**inputs, precision=precision) for precision in ("exact", "fast"))
+    torch.testing.assert_close(fast, exact, rtol=1e-2, atol=1e-2)
