@@ -72,8 +72,7 @@ def affinity_refine(
     distances = isinstance(dilations, Sequence) and all(isinstance(d, int) and d >= 1 for d in dilations)
     if not distances or not dilations:
         raise bad_value("dilations", "be integers >= 1, at least one of them", dilations)
-    if not isinstance(iterations, int) or iterations < 0:
-        raise bad_value("iterations", "be an integer >= 0", iterations)
+    iterations = integer(iterations, "iterations", least=0)
     if kind not in ("par", "pamr"):
         raise bad_value("kind", "be 'par' or 'pamr'", repr(kind))
     integer(threads, "threads", least=1)

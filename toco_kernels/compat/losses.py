@@ -30,5 +30,6 @@ class CTCLoss_neg(nn.Module):
             raise bad_value(
                 "flags", f"have shape (B, ncrops) with ncrops = {self.ncrops}", f"shape {tuple(flags.shape)}"
             )
-        flags = flags.to(student_output.device, non_blocking=True)
+        # To a GPU without waiting; from one, the values must have arrived before they are read.
+        flags = flags.to(student_output.device, non_blocking=student_output.is_cuda)
         return class_token_contrast(student_output, teacher_output.detach(), flags, temperature=self.temp)
