@@ -220,7 +220,8 @@ def test_one_wheel_for_every_torch(wheel, other_python, tmp_path):
     assert not has_cuda_kernels or why_no_cuda == "the installed torch has no CUDA"
     assert result == {"not loaded": {}, "CPU kernel": True, "numpy kernel": True}
 
-    for name in ("conftest.py", "rooms.py", "test_class_contrast.py", "golden/class_token_contrast.npz"):
+    shutil.copytree(ROOT / "tests" / "rooms", tmp_path / "rooms")
+    for name in ("conftest.py", "test_class_contrast.py", "golden/class_token_contrast.npz"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         shutil.copy(ROOT / "tests" / name, tmp_path / name)
     run(other_python, "-m", "pytest", "-q", "-k", "golden", "test_class_contrast.py", cwd=tmp_path)

@@ -16,6 +16,12 @@ __version__ = "0.1.0"
 ROOMS = {  # one folder per operator, and what it adds to the public API
     "affinity_refine": ("PAMR", "PAR", "affinity_refine", "refine_cam_labels"),
     "class_contrast": ("ClassTokenContrastLoss", "class_token_contrast", "update_ema_"),
+    "patch_contrast": (
+        "PatchContrastiveErrorLoss",
+        "PatchTokenContrastLoss",
+        "patch_contrastive_error",
+        "patch_token_contrast",
+    ),
 }
 _ROOM_OF = {name: room for room, names in ROOMS.items() for name in names}
 
@@ -29,6 +35,10 @@ if TYPE_CHECKING:
     from .class_contrast import ClassTokenContrastLoss as ClassTokenContrastLoss
     from .class_contrast import class_token_contrast as class_token_contrast
     from .class_contrast import update_ema_ as update_ema_
+    from .patch_contrast import PatchContrastiveErrorLoss as PatchContrastiveErrorLoss
+    from .patch_contrast import PatchTokenContrastLoss as PatchTokenContrastLoss
+    from .patch_contrast import patch_contrastive_error as patch_contrastive_error
+    from .patch_contrast import patch_token_contrast as patch_token_contrast
 
 
 def __getattr__(name: str):

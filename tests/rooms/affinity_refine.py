@@ -1,110 +1,12 @@
-"""Sample inputs of every room. tests/test_contract.py holds each room to the same clauses."""
+"""Sample inputs of affinity_refine."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
-
-import pytest
 import torch
 
 import toco_kernels
-from toco_kernels.affinity_refine import reference as affinity_refine
-from toco_kernels.class_contrast import reference as class_contrast
+from toco_kernels.affinity_refine import reference
 from toco_kernels.testing import reference_only
 
-
-@dataclass(frozen=True)
-class Room:
-    """One public function and what the contract needs to know of it.
-
-    Samples are made in float64 on the CPU, as keyword arguments; the contract converts and moves them.
-    """
-
-    name: str
-    function: Callable
-    reference: Callable
-    operators: Callable  # inputs -> [(overload, its positional arguments)]: for opcheck
-    sample: Callable[[], dict]  # the ordinary case, odd sizes
-    edges: dict[str, Callable[[], dict]]
-    bad: dict[str, Callable[[dict], dict]]  # "argument: what is wrong with it" -> changed inputs
-    differentiable: tuple[str, ...] = ()
-    terms: int = 1  # the longest sum in `sample` and `edges`
-    magnitude: float = 0.0  # of the reference's intermediate results, where they exceed its outputs
-    is_loss: bool = False
-    nan_free: tuple[str, ...] = ()  # inputs that are yes or no: NaN means yes
-    autocast_casts: bool = False  # computes like a matmul under autocast; else keeps its inputs' dtype
-    scores: Callable | None = None  # for labels: inputs -> (B, runs, C, H, W) scores that they are the argmax of
-
-    @property
-    def room(self) -> str:
-        """Its folder."""
-        return self.function.__module__.split(".")[1]
-
-    def __str__(self):
-        return self.name if self.name == self.room else f"{self.room}.{self.name}"
-
-
-def class_contrast_inputs(batch=3, crops=5, width=37, *, scale=1.0, flags=None, temperature=0.5):
-    generator = torch.Generator().manual_seed(batch * crops * width)
-    if flags is None:
-        flags = (torch.rand(batch, crops, generator=generator) < 0.6).double()
-        flags[:, :2] = 1
-    return {
-        "student": torch.randn(crops * batch, width, generator=generator, dtype=torch.float64) * scale / width**0.5,
-        "teacher": torch.randn(2 * batch, width, generator=generator, dtype=torch.float64),
-        "flags": flags,
-        "temperature": temperature,
-    }
-
-
-CLASS_CONTRAST = Room(
-    name="class_token_contrast",
-    function=toco_kernels.class_token_contrast,
-    reference=class_contrast.class_token_contrast,
-    operators=lambda inputs: [(torch.ops.toco_kernels.class_token_contrast.default, (*inputs.values(), True))],
-    sample=class_contrast_inputs,
-    edges={
-        "as in ToCo": lambda: class_contrast_inputs(4, 10, 1024),
-        "one image": lambda: class_contrast_inputs(1, 10, 64),
-        "one crop": lambda: class_contrast_inputs(2, 1, 16, flags=torch.ones(2, 1)),
-        "one channel": lambda: class_contrast_inputs(2, 4, 1),
-        "no channels": lambda: class_contrast_inputs(2, 4, 0),
-        "no positive crop": lambda: class_contrast_inputs(2, 4, 16, flags=torch.zeros(2, 4)),
-        "no negative crop": lambda: class_contrast_inputs(2, 4, 16, flags=torch.ones(2, 4)),
-        "zero vectors": lambda: class_contrast_inputs(2, 4, 16, scale=0.0),
-        "many images": lambda: class_contrast_inputs(301, 3, 8),
-        "logits beyond float32's exp": lambda: class_contrast_inputs(2, 6, 64, scale=40.0, temperature=0.4),
-        "integer flags": lambda: class_contrast_inputs(2, 4, 16, flags=torch.tensor([[1, 1, 0, 3], [0, 0, 1, 0]])),
-        "boolean flags": lambda: class_contrast_inputs(2, 3, 16, flags=torch.tensor([[True, False, True]] * 2)),
-        "empty batch": lambda: class_contrast_inputs(0, 4, 16, flags=torch.ones(0, 4)),
-    },
-    bad={
-        "student: not a tensor": lambda i: i | {"student": [[1.0]]},
-        "student: wrong rank": lambda i: i | {"student": i["student"][0]},
-        "student: rows missing": lambda i: i | {"student": i["student"][:-1]},
-        "student: integers": lambda i: i | {"student": i["student"].long()},
-        "student: complex": lambda i: i | {"student": i["student"].cfloat()},
-        "teacher: wrong rank": lambda i: i | {"teacher": i["teacher"][None]},
-        "teacher: rows missing": lambda i: i | {"teacher": i["teacher"][1:]},
-        "teacher: other width": lambda i: i | {"teacher": i["teacher"][:, 1:]},
-        "teacher: integers": lambda i: i | {"teacher": i["teacher"].long()},
-        "teacher: other device": lambda i: i | {"teacher": i["teacher"].to("meta")},
-        "teacher: wants a gradient": lambda i: i | {"teacher": i["teacher"].clone().requires_grad_()},
-        "flags: not a tensor": lambda i: i | {"flags": i["flags"].tolist()},
-        "flags: wrong rank": lambda i: i | {"flags": i["flags"].flatten()},
-        "flags: complex": lambda i: i | {"flags": i["flags"].cfloat()},
-        "flags: other device": lambda i: i | {"flags": i["flags"].to("meta")},
-        "temperature: None": lambda i: i | {"temperature": None},
-        "temperature: text": lambda i: i | {"temperature": "0.5"},
-        "temperature: a tensor": lambda i: i | {"temperature": torch.tensor(0.5, requires_grad=True)},
-        "temperature: zero": lambda i: i | {"temperature": 0.0},
-        "temperature: NaN": lambda i: i | {"temperature": float("nan")},
-    },
-    differentiable=("student",),
-    terms=1024,
-    magnitude=1.0,  # log(1 + 1e-4)
-    nan_free=("flags",),
-    is_loss=True,
-)
+from .room import Room
 
 
 def refine_inputs(
@@ -128,7 +30,7 @@ def flat(inputs):
 AFFINITY_REFINE = Room(
     name="affinity_refine",
     function=toco_kernels.affinity_refine,
-    reference=affinity_refine.affinity_refine,
+    reference=reference.affinity_refine,
     operators=lambda inputs: [
         (torch.ops.toco_kernels.affinity_refine.default, (*inputs.values(), False)),
         (
@@ -224,7 +126,7 @@ def label_scores(inputs):
             given = inputs[name]
             background = given[b, 0] if isinstance(given, torch.Tensor) else cams.new_full(cams.shape[1:], given)
             scores.append(
-                affinity_refine.refined_scores(
+                reference.refined_scores(
                     inputs["image"][b],
                     cams,
                     background,
@@ -290,12 +192,3 @@ REFINE_CAM_LABELS = Room(
         "max_classes: negative": lambda i: i | {"max_classes": -1},
     },
 )
-
-ROOMS = [AFFINITY_REFINE, CLASS_CONTRAST, REFINE_CAM_LABELS]
-
-
-def needs_kernel(room, device):
-    """The reference overflows, synchronises and depends on threads as the published code does."""
-    for overload, _ in room.operators(room.sample()):
-        if not torch._C._dispatch_has_kernel_for_dispatch_key(overload.name(), device.upper()):
-            pytest.skip(f"no kernel of {overload.name()} for {device} here")
