@@ -1,12 +1,12 @@
 """Contrast of patch tokens by their pseudo labels, without a single N × N matrix.
 
-`patch_token_contrast`, ToCo (CVPR 2023): with c_ij = |cos(x_i, x_j)| over ordered pairs i ≠ j of one image, pairs with an
-ignored patch excluded, and their counts n+ and n- over the whole batch:
+`patch_token_contrast`, ToCo (CVPR 2023): with c_ij = |cos(x_i, x_j)| over ordered pairs i ≠ j of one image, pairs with
+an ignored patch excluded, and their counts n+ and n- over the whole batch:
 
     loss = 1/2 (1 - Σ_same c_ij / (n+ + 1)) + 1/2 Σ_different c_ij / (n- + 1)
 
-`patch_contrastive_error`, TKP-PCL: per image and class, patches with a high score attract each other and repel those with
-a low score, with S'_ij = (1 + cos(x_i, x_j)) / 2:
+`patch_contrastive_error`, TKP-PCL: per image and class, patches with a high score attract each other and repel
+those with a low score, with S'_ij = (1 + cos(x_i, x_j)) / 2:
 
     loss = mean over high pairs of (1 - S'_ij) + mean over high and low of S'_ij
 """

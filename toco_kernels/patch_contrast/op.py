@@ -58,7 +58,7 @@ def patch_token_contrast(
         TypeError: an argument is no tensor or has a dtype not listed above.
         ValueError: shapes or devices disagree.
 
-    Source: ToCo (Ru et al., CVPR 2023), patch token contrast; `get_masked_ptc_loss` and `label_to_aff_mask` in its code.
+    Source: ToCo (Ru et al., CVPR 2023), patch token contrast; `get_masked_ptc_loss`, `label_to_aff_mask` in its code.
     """
     tokens = _tokens(tokens)
     check_tensor(labels, "labels", (2, 3), "(B, N) or (B, H, W)")
