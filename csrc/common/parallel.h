@@ -1,5 +1,6 @@
 // A kernel asks for a parallel loop; whoever calls it supplies the threads (torch's pool, or NumPy's).
 #pragma once
+#include <atomic>
 #include <cstdint>
 #include <functional>
 
@@ -7,12 +8,22 @@ namespace toco {
 
 using Body = std::function<void(int64_t begin, int64_t end, int thread)>;
 
+// How many iterations are worth waking a second thread for, when one costs `work` multiply-adds.
+inline int64_t grain_for(int64_t work) { return work < 65536 ? 65536 / (work > 0 ? work : 1) + 1 : 1; }
+
 struct Parallel {
   int threads;  // `thread` is below this: scratch is sized by it
   std::function<void(int64_t size, int64_t grain, const Body& body)> loop;
-};
 
-// How many iterations are worth waking a second thread for, when one costs `work` multiply-adds.
-inline int64_t grain_for(int64_t work) { return work < 65536 ? 65536 / (work > 0 ? work : 1) + 1 : 1; }
+  // For iterations of unequal length: whichever thread is free takes the next. One costs `work` multiply-adds.
+  template <typename Iteration>
+  void in_turn(int64_t size, int64_t work, const Iteration& iteration) const {
+    const int64_t wanted = (size + grain_for(work) - 1) / grain_for(work);
+    std::atomic<int64_t> next{0};
+    loop(wanted < threads ? wanted : threads, 1, [&](int64_t, int64_t, int thread) {
+      for (int64_t i = next++; i < size; i = next++) iteration(i, thread);
+    });
+  }
+};
 
 }  // namespace toco

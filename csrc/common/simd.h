@@ -29,6 +29,8 @@ inline Isa& isa_in_use() {
   return isa;
 }
 
+inline int vector_bytes() { return isa_in_use() == Isa::kAvx512 ? 64 : isa_in_use() == Isa::kAvx2 ? 32 : 16; }
+
 #if defined(__x86_64__)
 #if defined(__clang__)
 #define TOCO_FULL_WIDTH ""

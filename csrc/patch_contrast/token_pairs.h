@@ -1,0 +1,224 @@
+// The pair loops of the patch-token contrast, compiled once per instruction set (common/for_each_isa.h).
+
+#include "common/panels.h"
+
+// Bit j is set where x[j] < 0, and where x[j] == 0.
+struct Signs {
+  uint32_t negative, zero;
+};
+
+template <typename A>
+TOCO_TARGET static inline Signs signs_of(const A* x) {  // (kPanel)
+  Signs signs{0, 0};
+#if defined(__x86_64__)
+  if constexpr (kVectorBytes == 64 && sizeof(A) == 4) {
+    const __m512 low = _mm512_loadu_ps(x), high = _mm512_loadu_ps(x + 16), nought = _mm512_setzero_ps();
+    signs.negative = _mm512_cmp_ps_mask(low, nought, _CMP_LT_OQ) |
+                     uint32_t(_mm512_cmp_ps_mask(high, nought, _CMP_LT_OQ)) << 16;
+    signs.zero = _mm512_cmp_ps_mask(low, nought, _CMP_EQ_OQ) |
+                 uint32_t(_mm512_cmp_ps_mask(high, nought, _CMP_EQ_OQ)) << 16;
+    return signs;
+  }
+#endif
+  for (int j = 0; j < kPanel; ++j) {
+    signs.negative |= uint32_t(x[j] < 0) << j;
+    signs.zero |= uint32_t(x[j] == 0) << j;
+  }
+  return signs;
+}
+
+// Transposes a square of 32 x 32 bits: bit j of word i becomes bit i of word j.
+TOCO_TARGET static inline void transpose_bits(uint32_t* words) {
+  uint32_t mask = 0x0000ffff;
+  for (int half = 16; half; half /= 2, mask ^= mask << half)
+    for (int i = 0; i < 32; ++i)
+      if (!(i & half)) {
+        const uint32_t exchanged = (words[i] >> half ^ words[i + half]) & mask;
+        words[i] ^= exchanged << half;
+        words[i + half] ^= exchanged;
+      }
+}
+
+// Weighs the cosines of panel p's tokens with panel q's. Adds each token's sum of w |s| over the others to row_sums and,
+// unless p is q, to column_sums; writes the signs where they are wanted.
+template <typename A>
+TOCO_TARGET static inline void weigh_panels(A* cosines, const ContrastImage<A>& image, Weights<A> weights, int64_t p,
+                                            int64_t q, A* row_sums, A* column_sums) {
+  using V = typename Vector<A>::type;
+  constexpr int kSize = Vector<A>::kSize, kVectors = kPanel / kSize;
+  const A *left_ids = image.ids.data() + p * kPanel, *right_ids = image.ids.data() + q * kPanel;
+  const int rows = int(std::min<int64_t>(kPanel, image.count - p * kPanel));
+  const int64_t columns = image.count - q * kPanel;
+  const uint32_t valid = columns < kPanel ? (uint32_t(1) << columns) - 1 : ~uint32_t(0);
+  uint32_t negative[kPanel] = {}, zero[kPanel] = {};
+  V column[kVectors] = {};
+  for (int i = 0; i < rows; ++i) {
+    A* row = cosines + i * kPanel;
+    if (p == q) row[i] = 0;
+    if (image.negative) {
+      const Signs signs = signs_of(row);
+      negative[i] = signs.negative;
+      zero[i] = signs.zero & valid & ~(p == q ? uint32_t(1) << i : 0);
+    }
+    V sum{};
+    for (int v = 0; v < kVectors; ++v) {
+      const V cosine = *(const V*)(row + v * kSize);
+      const V weight = *(const typename Vector<A>::unaligned*)(right_ids + v * kSize) == left_ids[i]
+                           ? V{} + weights.same
+                           : V{} + weights.different;
+      const V weighed = weight * (cosine < 0 ? -cosine : cosine);
+      sum += weighed;
+      column[v] += weighed;
+    }
+    for (int l = 0; l < kSize; ++l) row_sums[i] += sum[l];
+  }
+  if (p != q)
+    for (int j = 0; j < kPanel; ++j) column_sums[j] += column[j / kSize][j % kSize];
+  if (!image.negative) return;
+
+  // A word holds the signs of two panels.
+  const auto store = [&](uint32_t* bits, uint64_t* words, int64_t of, int64_t with) TOCO_INLINE {
+    for (int i = 0; i < kPanel; ++i)
+      ((uint32_t*)(words + with / 2 * image.padded() + of * kPanel + i))[with % 2] = bits[i];
+  };
+  store(negative, image.negative, p, q);
+  store(zero, image.zero, p, q);
+  if (p != q) {
+    transpose_bits(negative);
+    transpose_bits(zero);
+    store(negative, image.negative, q, p);
+    store(zero, image.zero, q, p);
+  }
+}
+
+// All pairs of a token in tile `row` with one in tile `column` >= row.
+template <typename A>
+TOCO_TARGET void contrast_tile(const ContrastImage<A>& image, Weights<A> weights, int64_t width, int64_t row,
+                               int64_t column) {
+  constexpr int kPanels = kTile / kPanel;
+  alignas(64) A cosines[kPanel * kPanel], row_sums[kTile] = {}, column_sums[kTile] = {};
+  for (int left = 0; left < kPanels; ++left)
+    for (int right = 0; right < kPanels; ++right) {
+      const int64_t p = row * kPanels + left, q = column * kPanels + right;
+      if (p > q || q * kPanel >= image.count) continue;
+      multiply_panels(image.panels + p * width * kPanel, image.panels + q * width * kPanel, width, cosines);
+      weigh_panels(cosines, image, weights, p, q, row_sums + left * kPanel, column_sums + right * kPanel);
+    }
+  A* rows = image.sums + column * image.padded() + row * kTile;
+  A* columns = image.sums + row * image.padded() + column * kTile;
+  for (int i = 0; i < kTile; ++i) {
+    rows[i] = row_sums[i] + (row == column ? column_sums[i] : 0);
+    if (row != column) columns[i] = column_sums[i];
+  }
+}
+
+// The sums of every subset of four vectors; bit k of the index says whether the k-th belongs to it.
+template <typename V>
+TOCO_TARGET static inline __attribute__((always_inline)) void subset_sums(const V* four, V* sums) {  // (16)
+  V s[16] = {};
+#pragma GCC unroll 4
+  for (int k = 0; k < 4; ++k) {
+#pragma GCC unroll 8
+    for (int subset = 0; subset < 1 << k; ++subset) s[subset | 1 << k] = s[subset] + four[k];
+  }
+#pragma GCC unroll 16
+  for (int subset = 0; subset < 16; ++subset) sums[subset] = s[subset];
+}
+
+// The sum of those of 64 vectors whose bit is set, from the sums of the subsets of every four.
+template <typename V>
+TOCO_TARGET static inline __attribute__((always_inline)) void add_selected(const V* subsets, uint64_t bits, V weight,
+                                                                           V& sum) {
+  V even = subsets[bits & 15], odd = subsets[16 + (bits >> 4 & 15)];
+#pragma GCC unroll 8
+  for (int four = 2; four < 16; four += 2) {
+    even += subsets[four * 16 + (bits >> 4 * four & 15)];
+    odd += subsets[four * 16 + 16 + (bits >> (4 * four + 4) & 15)];
+  }
+  sum += weight * (even + odd);
+}
+
+// The bits of the tokens in `range` within a tile's word.
+TOCO_TARGET static inline uint64_t bits_in(Range range, int64_t tile) {
+  const int64_t begin = std::max<int64_t>(range.begin - tile * kTile, 0);
+  const int64_t end = std::min<int64_t>(range.end - tile * kTile, kTile);
+  if (begin >= end) return 0;
+  return (end == kTile ? ~uint64_t(0) : (uint64_t(1) << end) - 1) & ~((uint64_t(1) << begin) - 1);
+}
+
+// Some channels of the gradient of every token of an image: kStrips vectors of them, from `channel` on.
+//
+// Token i's is the sum over j of w_ij sign(s_ij) x_j. With sign = 1 - 2 [s < 0] - [s = 0], the 1 needs no more than the
+// sum of each class, and the rest is a sum over a subset of the tokens: a quarter of the additions, because the sums of
+// all subsets of four tokens are made beforehand, for all i together.
+template <typename T, typename A>
+TOCO_TARGET void contrast_gradient(const ContrastImage<A>& image, Weights<A> weights, const T* tokens, int64_t stride,
+                                   int64_t width, int64_t channel, A* scratch, A* grad) {
+  using V = typename Vector<A>::type;
+  using U = typename Vector<A>::unaligned;
+  constexpr int kSize = Vector<A>::kSize;
+  const int64_t padded = image.padded(), channels = std::min<int64_t>(kStrips * kSize, width - channel);
+  const int64_t strips = (channels + kSize - 1) / kSize, whole = channels / kSize;
+  V* subsets = (V*)scratch;                  // (kTile / 4, 16)
+  V* units = subsets + kTile * 4;            // (strips, padded)
+  V* sums = units + kStrips * padded;        // (strips, padded)
+  const V same = V{} + weights.same, different = V{} + weights.different;
+
+  for (int64_t i = 0; i < padded; ++i) {
+    const T* token = i < image.count ? tokens + image.order[i] * stride + channel : nullptr;
+    for (int64_t strip = 0; strip < strips; ++strip) {
+      V unit{};
+      if (token) {
+        const int64_t rest = std::min<int64_t>(channels - strip * kSize, kSize);
+        if constexpr (sizeof(T) == sizeof(A)) {
+          if (rest == kSize) unit = *(const U*)(token + strip * kSize);
+        }
+        if (sizeof(T) != sizeof(A) || rest < kSize)
+          for (int64_t d = 0; d < rest; ++d) unit[d] = A(token[strip * kSize + d]);
+        unit *= image.lengths[i].inverse;
+      }
+      units[strip * padded + i] = unit;
+    }
+  }
+
+  for (int64_t strip = 0; strip < strips; ++strip, units += padded, sums += padded) {
+    V total{};
+    for (int64_t i = 0; i < image.count; ++i) total += units[i];
+    for (const Range range : image.classes) {
+      V own{};
+      for (int64_t i = range.begin; i < range.end; ++i) own += units[i];
+      const V others = different * (total - own);
+      for (int64_t i = range.begin; i < range.end; ++i) sums[i] = others + same * (own - units[i]);
+    }
+    for (int64_t tile = 0; tile < image.tiles(); ++tile) {
+      for (int four = 0; four < kTile / 4; ++four) subset_sums(units + tile * kTile + 4 * four, subsets + 16 * four);
+      const uint64_t *negative = image.negative + tile * padded, *zero = image.zero + tile * padded;
+      for (const Range range : image.classes) {
+        const uint64_t own = bits_in(range, tile);
+        for (int64_t i = range.begin; i < range.end; ++i) {
+          if (negative[i] & own) add_selected(subsets, negative[i] & own, -2 * same, sums[i]);
+          if (negative[i] & ~own) add_selected(subsets, negative[i] & ~own, -2 * different, sums[i]);
+          if (zero[i]) {
+            add_selected(subsets, zero[i] & own, -same, sums[i]);
+            add_selected(subsets, zero[i] & ~own, -different, sums[i]);
+          }
+        }
+      }
+    }
+  }
+  units -= strips * padded;
+  sums -= strips * padded;
+
+  for (int64_t i = 0; i < image.count; ++i) {
+    const Length<A> length = image.lengths[i];
+    const A along = length.clamped ? 0 : image.row_sums[i];
+    A* row = grad + image.order[i] * width + channel;
+    for (int64_t strip = 0; strip < strips; ++strip) {
+      const V gradient = (sums[strip * padded + i] - along * units[strip * padded + i]) * (2 * length.inverse);
+      if (strip < whole)
+        *(U*)(row + strip * kSize) = gradient;
+      else
+        for (int64_t d = strip * kSize; d < channels; ++d) row[d] = gradient[d - strip * kSize];
+    }
+  }
+}

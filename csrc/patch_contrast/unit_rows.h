@@ -1,0 +1,38 @@
+// Tokens as unit vectors.
+#pragma once
+#include <cmath>
+
+#include "common/simd.h"
+#include "patch_contrast/patch_contrast.h"
+
+namespace toco {
+
+// What a token is multiplied by to have length 1, and whether that depends on the token: below kShortest it does not.
+// For a token of length 0 it is 0, so that rounding errors are not multiplied by 1 / kShortest.
+template <typename A>
+struct Length {
+  A inverse;
+  bool clamped;
+};
+
+// Squares are added in double: float tokens may be 1e20 long, or 1e-20.
+template <typename T, typename A = Accumulate<T>>
+TOCO_INLINE inline Length<A> length_of(const T* token, int64_t width) {
+  double square = 0;
+#pragma omp simd reduction(+ : square)
+  for (int64_t d = 0; d < width; ++d) square += double(A(token[d])) * double(A(token[d]));
+  const double length = std::sqrt(square);
+  if (length == 0) return {0, true};
+  return {A(1 / (length < kShortest ? kShortest : length)), length < kShortest};  // NaN stays
+}
+
+// A token in the type that is computed in: itself, or converted into `row`.
+TOCO_INLINE inline const float* converted(const float* token, int64_t, float*) { return token; }
+TOCO_INLINE inline const double* converted(const double* token, int64_t, double*) { return token; }
+template <typename T>
+TOCO_INLINE inline const float* converted(const T* token, int64_t width, float* row) {
+  for (int64_t d = 0; d < width; ++d) row[d] = float(token[d]);
+  return row;
+}
+
+}  // namespace toco
