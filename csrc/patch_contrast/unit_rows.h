@@ -7,12 +7,13 @@
 
 namespace toco {
 
-// What a token is multiplied by to have length 1, and whether that depends on the token: below kShortest it does not.
-// For a token of length 0 it is 0, so that rounding errors are not multiplied by 1 / kShortest.
+// What a token is multiplied by to have length 1. Below kShortest that no longer depends on the token (`clamped`), and the
+// result has another length, whose square is kept. For a token of length 0 it is 0: rounding errors must not be
+// multiplied by 1 / kShortest.
 template <typename A>
 struct Length {
-  A inverse;
-  bool clamped;
+  A inverse = 0, square = 0;
+  bool clamped = true;
 };
 
 // Squares are added in double: float tokens may be 1e20 long, or 1e-20.
@@ -22,8 +23,9 @@ TOCO_INLINE inline Length<A> length_of(const T* token, int64_t width) {
 #pragma omp simd reduction(+ : square)
   for (int64_t d = 0; d < width; ++d) square += double(A(token[d])) * double(A(token[d]));
   const double length = std::sqrt(square);
-  if (length == 0) return {0, true};
-  return {A(1 / (length < kShortest ? kShortest : length)), length < kShortest};  // NaN stays
+  if (length == 0) return {};
+  if (length < kShortest) return {A(1 / kShortest), A(square / kShortest / kShortest), true};
+  return {A(1 / length), 1, false};  // NaN comes here
 }
 
 // A token in the type that is computed in: itself, or converted into `row`.

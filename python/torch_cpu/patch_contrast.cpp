@@ -10,6 +10,19 @@ std::tuple<Tensor, Tensor> patch_token_contrast(const Tensor& tokens, const Tens
                                  });
 }
 
-STABLE_TORCH_LIBRARY_IMPL(toco_kernels, CPU, m) { m.impl("patch_token_contrast", TORCH_BOX(&patch_token_contrast)); }
+std::tuple<Tensor, Tensor> patch_contrastive_error(const Tensor& tokens, const Tensor& scores, const Tensor& classes,
+                                                   double threshold, std::string form, bool with_grad) {
+  STD_TORCH_CHECK(form == "linear" || form == "log", "form must be 'linear' or 'log'");
+  return patch_contrastive_error_on(
+      tokens, scores, classes, with_grad,
+      [&](auto t, auto* s, Flags c, int64_t class_count, auto* loss, auto* grad, PatchShape shape) {
+        patch_contrastive_error_cpu(t, s, c, class_count, threshold, form == "log", loss, grad, shape, torch_threads());
+      });
+}
+
+STABLE_TORCH_LIBRARY_IMPL(toco_kernels, CPU, m) {
+  m.impl("patch_token_contrast", TORCH_BOX(&patch_token_contrast));
+  m.impl("patch_contrastive_error", TORCH_BOX(&patch_contrastive_error));
+}
 
 }  // namespace toco

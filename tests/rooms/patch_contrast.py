@@ -164,6 +164,8 @@ PATCH_CONTRASTIVE_ERROR = Room(
         "one patch": lambda: error_inputs(2, 1, 8),
         "no channels": lambda: error_inputs(2, 37, 0),
         "no patches": lambda: error_inputs(2, 0, 8),
+        "zero vectors": lambda: with_zeros(error_inputs(2, 90, 24)),
+        "zero vectors, logarithmic": lambda: with_zeros(error_inputs(2, 90, 24, form="log")),
         "lengths": lambda: of_norms(error_inputs(2, 50, 24), -3, 3),
         "empty batch": lambda: error_inputs(0),
     },

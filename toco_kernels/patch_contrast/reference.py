@@ -46,6 +46,13 @@ def patch_token_contrast(
     return masked_contrast(tokens, affinity_mask(labels, ignore_index), pairs)
 
 
+def unit_vectors(
+    tokens: Tensor,  # (n, D)
+) -> Tensor:  # (n, D)
+    """Zero vectors stay zero, and get no gradient: they have no direction that could change."""
+    return F.normalize(tokens, dim=1, eps=EPSILON) * (tokens != 0).any(dim=1, keepdim=True)
+
+
 def patch_contrastive_error(
     tokens: Tensor,  # (B, N, D)
     scores: Tensor,  # (B, N, C)
@@ -56,8 +63,8 @@ def patch_contrastive_error(
     """The formula of the room's docstring, image by image and class by class."""
     positive, negative = [], []
     for b, c in classes.nonzero().tolist():
-        high = F.normalize(tokens[b][scores[b, :, c] > threshold], dim=1, eps=EPSILON)
-        low = F.normalize(tokens[b][scores[b, :, c] < 1 - threshold], dim=1, eps=EPSILON)
+        high = unit_vectors(tokens[b][scores[b, :, c] > threshold])
+        low = unit_vectors(tokens[b][scores[b, :, c] < 1 - threshold])
         alike, apart = (1 + high @ high.T) / 2, (1 + high @ low.T) / 2
         if form == "log":
             alike, apart = -alike.clamp_min(LEAST).log(), -(1 - apart).clamp_min(LEAST).log()
