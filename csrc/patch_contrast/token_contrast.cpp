@@ -47,24 +47,51 @@ Weights<A> weights_of(const std::vector<ContrastImage<A>>& images, const int64_t
   return {A(-0.5 / double(pairs[0] + 1)), A(0.5 / double(pairs[1] + 1))};
 }
 
-// The unit vectors of one panel of tokens; the gradient of tokens that take no part.
+// bfloat16 tokens as they are, but for a power of two that keeps their products within range.
+template <typename A>
+void pack_pairs(const BFloat16* const* tokens, int64_t begin, int count, int64_t width, ContrastImage<A>& image,
+                BFloat16* rows) {
+  const int64_t pairs = (width + 1) / 2;
+  const int32_t* sources[kPanel];
+  const std::vector<int32_t> ones(kPanel, 1);
+  best_isa([&]() TOCO_INLINE {
+    for (int i = 0; i < count; ++i) {
+      const A inverse = image.lengths[begin + i].inverse;
+      int exponent = 0;
+      if (std::isnormal(inverse)) std::frexp(inverse, &exponent);
+      const float power = std::ldexp(1.0f, exponent);
+      image.scales[begin + i] = inverse / power;
+      BFloat16* row = rows + i * 2 * pairs;
+      for (int64_t d = 0; d < width; ++d) row[d] = BFloat16(float(tokens[i][d]) * power);
+      if (width % 2) row[width] = BFloat16(0.0f);
+      sources[i] = (const int32_t*)row;
+    }
+  });
+  CALL_BEST_ISA(pack_panel, sources, ones.data(), count, pairs, (int32_t*)(image.pairs + begin * pairs));
+}
+
+// One panel of tokens; the gradient of tokens that take no part. `rows` holds kPanel converted tokens.
 template <typename T, typename A = Accumulate<T>>
-void pack_tokens(Tokens<T> tokens, int64_t b, ContrastImage<A>& image, int64_t panel, PatchShape s, A* converted_rows,
-                 A* grad) {
+void pack_tokens(Tokens<T> tokens, int64_t b, ContrastImage<A>& image, int64_t panel, PatchShape s, A* rows, A* grad) {
   const int64_t begin = panel * kPanel, end = std::min(begin + kPanel, s.patches);
   const int count = int(std::max<int64_t>(std::min(end, image.count) - begin, 0));
-  const A* rows[kPanel];
+  const T* sources[kPanel];
+  const A* units[kPanel];
   A scales[kPanel];
   best_isa([&]() TOCO_INLINE {
     for (int i = 0; i < count; ++i) {
-      const T* token = tokens.at(b, image.order[begin + i]);
-      image.lengths[begin + i] = length_of(token, s.width);
+      sources[i] = tokens.at(b, image.order[begin + i]);
+      image.lengths[begin + i] = length_of(sources[i], s.width);
       scales[i] = image.lengths[begin + i].inverse;
-      rows[i] = converted(token, s.width, converted_rows + i * s.width);
+      if (image.panels) units[i] = converted(sources[i], s.width, rows + i * s.width);
     }
   });
   if (begin < image.padded()) {
-    CALL_BEST_ISA(pack_panel, rows, scales, count, s.width, image.panels + begin * s.width);
+    if constexpr (std::is_same_v<T, BFloat16>)
+      if (image.pairs) pack_pairs(sources, begin, count, s.width, image, (BFloat16*)rows);
+    if (image.panels) {
+      CALL_BEST_ISA(pack_panel, units, scales, count, s.width, image.panels + begin * s.width);
+    }
   }
   if (grad)
     for (int64_t i = begin + count; i < end; ++i) {
@@ -109,10 +136,15 @@ void patch_token_contrast_cpu(Tokens<T> tokens, const int64_t* labels, const int
     first[b + 1] = {first[b].tokens + padded, first[b].words + tiles * padded, first[b].tiles + tiles * (tiles + 1) / 2};
   }
   const Offsets all = first[s.batch];
-  const Buffer<A> panels(all.tokens * s.width), sums(all.words);
+  const bool in_pairs = std::is_same_v<T, BFloat16> && has_bf16_dots();
+  const int64_t pairs_width = (s.width + 1) / 2;
+  const Buffer<A> panels(in_pairs ? 0 : all.tokens * s.width), sums(all.words);
+  const Buffer<BFloat16Pair> token_pairs(in_pairs ? all.tokens * pairs_width : 0);
   const Buffer<uint64_t> negative(grad_tokens ? all.words : 0), zero(grad_tokens ? all.words : 0);
   for (int64_t b = 0; b < s.batch; ++b) {
-    images[b].panels = panels.data + first[b].tokens * s.width;
+    images[b].panels = in_pairs ? nullptr : panels.data + first[b].tokens * s.width;
+    images[b].pairs = in_pairs ? token_pairs.data + first[b].tokens * pairs_width : nullptr;
+    if (in_pairs) images[b].scales.assign(images[b].padded(), 0);
     images[b].sums = sums.data + first[b].words;
     images[b].negative = grad_tokens ? negative.data + first[b].words : nullptr;
     images[b].zero = grad_tokens ? zero.data + first[b].words : nullptr;
@@ -121,7 +153,7 @@ void patch_token_contrast_cpu(Tokens<T> tokens, const int64_t* labels, const int
   const int64_t image_size = s.patches * s.width, panel_count = (s.patches + kTile - 1) / kTile * (kTile / kPanel);
   const bool convert = sizeof(T) != sizeof(A);
   parallel.loop(s.batch * panel_count, grain_for(4 * kPanel * s.width), [&](int64_t begin, int64_t end, int) {
-    const Buffer<A> rows(convert ? kPanel * s.width : 0);
+    const Buffer<A> rows(convert ? kPanel * (s.width + 1) : 0);
     for (int64_t i = begin; i < end; ++i) {
       const int64_t b = i / panel_count;
       A* grad = grad_tokens ? grad_tokens + b * image_size : nullptr;

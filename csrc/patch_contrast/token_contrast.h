@@ -2,6 +2,7 @@
 #pragma once
 #include <vector>
 
+#include "common/bf16_dots.h"
 #include "common/buffer.h"
 #include "patch_contrast/unit_rows.h"
 
@@ -23,8 +24,11 @@ struct ContrastImage {
   std::vector<Length<A>> lengths;  // (count)
   std::vector<A> row_sums;         // (padded) sum over j of w_ij |s_ij|
 
+  std::vector<A> scales;           // (padded) of a token in `pairs`: times this it has length 1
+
   // In buffers that the images share:
-  A* panels;           // (padded / kPanel, D, kPanel) unit vectors
+  A* panels;           // (padded / kPanel, D, kPanel) unit vectors; null where `pairs` are
+  BFloat16Pair* pairs;  // (padded / kPanel, (D + 1) / 2, kPanel) bfloat16 tokens; null where `panels` are
   A* sums;             // (tiles, padded) row_sums, by tile
   uint64_t* negative;  // (tiles, padded) where cosines of a row are < 0; null when no gradient is wanted
   uint64_t* zero;      // (tiles, padded) where they are exactly 0

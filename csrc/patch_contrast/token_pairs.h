@@ -101,7 +101,17 @@ TOCO_TARGET void contrast_tile(const ContrastImage<A>& image, Weights<A> weights
     for (int right = 0; right < kPanels; ++right) {
       const int64_t p = row * kPanels + left, q = column * kPanels + right;
       if (p > q || q * kPanel >= image.count) continue;
-      multiply_panels(image.panels + p * width * kPanel, image.panels + q * width * kPanel, width, cosines);
+      if constexpr (sizeof(A) == sizeof(float)) {
+        if (image.pairs) {
+          const int64_t pairs = (width + 1) / 2;
+          multiply_bf16_panels(image.pairs + p * pairs * kPanel, image.pairs + q * pairs * kPanel, pairs, cosines);
+          for (int i = 0; i < kPanel; ++i)
+            for (int j = 0; j < kPanel; ++j)
+              cosines[i * kPanel + j] *= image.scales[p * kPanel + i] * image.scales[q * kPanel + j];
+        }
+      }
+      if (image.panels)
+        multiply_panels(image.panels + p * width * kPanel, image.panels + q * width * kPanel, width, cosines);
       weigh_panels(cosines, image, weights, p, q, row_sums + left * kPanel, column_sums + right * kPanel);
     }
   A* rows = image.sums + column * image.padded() + row * kTile;
