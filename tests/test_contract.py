@@ -337,6 +337,19 @@ def test_no_second_derivative(room, device):
 
 
 @every_loss
+def test_second_backward_through_a_retained_graph(room, device):
+    """The first one may use up what the forward left; the second gets the same, and leaves the first as it was."""
+    inputs = prepared(room.sample(), device)
+    x = inputs[room.differentiable[0]].requires_grad_()
+    loss = room.function(**inputs)
+    (first,) = torch.autograd.grad(loss, x, torch.tensor(3.0, device=device), retain_graph=True)
+    kept = first.clone()
+    (second,) = torch.autograd.grad(loss, x, torch.tensor(3.0, device=device))
+    assert torch.equal(first, kept)
+    assert torch.equal(second, kept)
+
+
+@every_loss
 def test_no_forward_derivative(room, device):
     inputs = prepared(room.sample(), device)
     (name,) = room.differentiable

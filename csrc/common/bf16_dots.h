@@ -24,15 +24,15 @@ inline bool has_bf16_dots() {
   return has && isa_in_use() == Isa::kAvx512;
 }
 
-// products[i, j] = <row i of left, row j of right>, (32, 32)
+// products[i, j] = <row i of left, row j of right>, for the first `rows` rows of left, (32, 32)
 __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512bf16"))) inline void multiply_bf16_panels(
-    const BFloat16Pair* left, const BFloat16Pair* right, int64_t pairs, float* products) {
+    const BFloat16Pair* left, const BFloat16Pair* right, int64_t pairs, int rows, float* products) {
   constexpr int kPanel = 32, kRows = 8;
   constexpr int64_t kDepth = 96;  // pairs of two panels that stay in the first cache together
   std::fill(products, products + kPanel * kPanel, 0.0f);
   for (int64_t begin = 0; begin < pairs; begin += kDepth) {
     const int64_t end = std::min(begin + kDepth, pairs);
-    for (int i = 0; i < kPanel; i += kRows) {
+    for (int i = 0; i < rows; i += kRows) {
       __m512 sums[kRows][2] = {};
       for (int64_t k = begin; k < end; ++k) {
         const __m512bh first = (__m512bh)_mm512_loadu_ps(right + k * kPanel);
@@ -55,7 +55,7 @@ __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512bf16"))) inline 
 }
 #else
 inline bool has_bf16_dots() { return false; }
-inline void multiply_bf16_panels(const BFloat16Pair*, const BFloat16Pair*, int64_t, float*) {}
+inline void multiply_bf16_panels(const BFloat16Pair*, const BFloat16Pair*, int64_t, int, float*) {}
 #endif
 
 }  // namespace toco

@@ -12,18 +12,19 @@ struct Vector {
   static constexpr int kSize = kVectorBytes / sizeof(A);
 };
 
-// products[i, j] += sum over k < depth of left[k, i] * right[k, j]      i, j < kPanel
+// products[i, j] += sum over k < depth of left[k, i] * right[k, j]      i < rows, j < kPanel
 //
+// As many rows as are one step of registers may be written beyond `rows`, but none beyond kPanel.
 // Rows of `right` are right_stride apart, those of `products` product_stride. Registers hold kRows * 2 vectors of sums:
 // enough to hide the latency of a multiply-add, few enough for 16 registers where there are no more.
 template <typename A>
-TOCO_TARGET void multiply_add(const A* left, const A* right, int64_t right_stride, int64_t depth, A* products,
+TOCO_TARGET void multiply_add(const A* left, const A* right, int64_t right_stride, int64_t depth, int rows, A* products,
                               int64_t product_stride) {
   using V = typename Vector<A>::type;
   using U = typename Vector<A>::unaligned;
   constexpr int kSize = Vector<A>::kSize, kRows = kVectorBytes == 64 ? 8 : 4;
   for (int j = 0; j < kPanel; j += 2 * kSize)
-    for (int i = 0; i < kPanel; i += kRows) {
+    for (int i = 0; i < rows; i += kRows) {
       V sums[kRows][2] = {};
       for (int64_t k = 0; k < depth; ++k) {
         const V first = *(const U*)(right + k * right_stride + j);
@@ -44,13 +45,13 @@ TOCO_TARGET void multiply_add(const A* left, const A* right, int64_t right_strid
     }
 }
 
-// products[i, j] = <row i of left, row j of right>, (kPanel, kPanel). Blocks of columns are summed separately, which
-// also rounds less than one long sum.
+// products[i, j] = <row i of left, row j of right>, for the first `rows` rows of left, (kPanel, kPanel). Blocks of
+// columns are summed separately, which also rounds less than one long sum.
 template <typename A>
-TOCO_TARGET void multiply_panels(const A* left, const A* right, int64_t width, A* products) {
+TOCO_TARGET void multiply_panels(const A* left, const A* right, int64_t width, int rows, A* products) {
   std::fill(products, products + kPanel * kPanel, A(0));
   for (int64_t k = 0; k < width; k += kDepth)
-    multiply_add(left + k * kPanel, right + k * kPanel, kPanel, std::min(kDepth, width - k), products, kPanel);
+    multiply_add(left + k * kPanel, right + k * kPanel, kPanel, std::min(kDepth, width - k), rows, products, kPanel);
 }
 
 // Transposes a square of vectors: each step exchanges the halves of ever smaller squares.

@@ -63,8 +63,8 @@ TOCO_INLINE inline void gradient_of_token(const T* token, Length<A> length, int6
 //     sum over i != j in high of (1 - s_ij) / 2  =  (n (n - 1) - |u|^2 + sum |f|^2) / 2
 //     sum over high and low of (1 + s_ij) / 2    =  (n m + <u, v>) / 2
 template <typename T, typename A = Accumulate<T>>
-double linear_error(Tokens<T> tokens, const std::vector<PresentClass<A>>& present, const std::vector<Length<A>>& lengths,
-                    A* grad_tokens, PatchShape s, const Parallel& parallel) {
+double linear_error(Tokens<T> tokens, const std::vector<PresentClass<A>>& present,
+                    const std::vector<Length<A>>& lengths, A* grad_tokens, PatchShape s, const Parallel& parallel) {
   constexpr int64_t kStrip = 128;
   const int64_t strips = (s.width + kStrip - 1) / kStrip, count = present.size();
   // In double: |u|^2 and the number of patches are nearly equal where patches differ.
@@ -78,8 +78,7 @@ double linear_error(Tokens<T> tokens, const std::vector<PresentClass<A>>& presen
       const int64_t b = i / strips, channel = i % strips * kStrip;
       const int64_t channels = std::min(kStrip, s.width - channel);
       for (int64_t c = first[b]; c < first[b + 1]; ++c)
-        for (int side = 0; side < 2; ++side)
-          std::fill_n(sums.data + (c * 2 + side) * s.width + channel, channels, 0.0);
+        for (int side = 0; side < 2; ++side) std::fill_n(sums.data + (c * 2 + side) * s.width + channel, channels, 0.0);
       best_isa([&]() TOCO_INLINE {
         for (int64_t n = 0; n < s.patches; ++n)
           for (int64_t c = first[b]; c < first[b + 1]; ++c) {
@@ -222,7 +221,7 @@ void patch_contrastive_error_cpu(Tokens<T> tokens, const Accumulate<T>* scores, 
                         : linear_error(tokens, present, lengths, grad_tokens, s, parallel));
 }
 
-#define INSTANTIATE(T)                                                                                              \
+#define INSTANTIATE(T)                                                                                        \
   template void patch_contrastive_error_cpu<T>(Tokens<T>, const Accumulate<T>*, Flags, int64_t, double, bool, \
                                                Accumulate<T>*, Accumulate<T>*, PatchShape, const Parallel&);
 INSTANTIATE(float)

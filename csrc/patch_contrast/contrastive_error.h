@@ -15,7 +15,7 @@ enum class Side : int8_t { kNone, kHigh, kLow };
 template <typename A>
 struct PresentClass {
   int64_t image, high = 0, low = 0;
-  std::vector<Side> sides;  // (N)
+  std::vector<Side> sides;       // (N)
   A positive = 0, negative = 0;  // weight of one pair in the loss
 
   PresentClass(int64_t image, int64_t patches) : image(image), sides(patches, Side::kNone) {}

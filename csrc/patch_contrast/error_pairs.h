@@ -2,7 +2,8 @@
 
 #include "common/panels.h"
 
-// The share of 32 patches, block `block` of a set, in the loss, and the gradient of their unit vectors where it is wanted.
+// The share of 32 patches, block `block` of a set, in the loss, and the gradient of their unit vectors where it is
+// wanted.
 template <typename A>
 TOCO_TARGET void error_block(const PairSet<A>& set, int64_t block, double* loss, A* grad) {  // (kPanel, stride) or null
   alignas(64) A slopes[kPanel * kPanel];  // (j, i): cosines, then derivatives with respect to them
@@ -12,7 +13,7 @@ TOCO_TARGET void error_block(const PairSet<A>& set, int64_t block, double* loss,
   // Patches in low are compared with those in high alone.
   const int64_t compared = begin < set.high ? set.count : set.high;
   for (int64_t other = 0; other < compared; other += kPanel) {
-    multiply_panels(set.panels + other * set.stride, set.panels + begin * set.stride, set.stride, slopes);
+    multiply_panels(set.panels + other * set.stride, set.panels + begin * set.stride, set.stride, kPanel, slopes);
     for (int64_t j = other; j < other + kPanel; ++j)
       for (int64_t i = begin; i < end; ++i) {
         A& cosine = slopes[(j - other) * kPanel + i - begin];
@@ -30,6 +31,7 @@ TOCO_TARGET void error_block(const PairSet<A>& set, int64_t block, double* loss,
         cosine = likeness < A(kLeast) ? 0 : -orders * weight * sign / (2 * likeness);
       }
     for (int64_t column = 0; grad && column < set.stride; column += kPanel)
-      multiply_add(slopes, set.rows + other * set.stride + column, set.stride, kPanel, grad + column, set.stride);
+      multiply_add(slopes, set.rows + other * set.stride + column, set.stride, kPanel, kPanel, grad + column,
+                   set.stride);
   }
 }

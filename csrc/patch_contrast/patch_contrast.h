@@ -24,11 +24,11 @@ struct Tokens {
 constexpr double kShortest = 1e-8;  // a norm below this counts as this
 
 template <typename T>
-void patch_token_contrast_cpu(Tokens<T> tokens,           // (B, N, D)
-                              const int64_t* labels,      // (B, N)
-                              const int64_t* pairs,       // (2) of the joined batch, or null: count them here
-                              int64_t ignore_index,       //
-                              Accumulate<T>* loss,        // ()
+void patch_token_contrast_cpu(Tokens<T> tokens,            // (B, N, D)
+                              const int64_t* labels,       // (B, N)
+                              const int64_t* pairs,        // (2) of the joined batch, or null: count them here
+                              int64_t ignore_index,        //
+                              Accumulate<T>* loss,         // ()
                               Accumulate<T>* grad_tokens,  // (B, N, D), or null when not wanted
                               PatchShape shape, const Parallel& parallel);
 

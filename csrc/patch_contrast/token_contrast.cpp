@@ -4,7 +4,6 @@
 #include <numeric>
 #include <type_traits>
 
-
 #if defined(__x86_64__)
 #include <immintrin.h>
 #endif
@@ -117,8 +116,7 @@ double add_tiles(ContrastImage<A>& image) {
 
 template <typename T>
 void patch_token_contrast_cpu(Tokens<T> tokens, const int64_t* labels, const int64_t* pairs, int64_t ignore_index,
-                              Accumulate<T>* loss, Accumulate<T>* grad_tokens, PatchShape s,
-                              const Parallel& parallel) {
+                              Accumulate<T>* loss, Accumulate<T>* grad_tokens, PatchShape s, const Parallel& parallel) {
   using A = Accumulate<T>;
   std::vector<ContrastImage<A>> images(s.batch);
   parallel.loop(s.batch, grain_for(s.patches * 32), [&](int64_t begin, int64_t end, int) {
@@ -133,7 +131,8 @@ void patch_token_contrast_cpu(Tokens<T> tokens, const int64_t* labels, const int
   std::vector<Offsets> first(s.batch + 1);
   for (int64_t b = 0; b < s.batch; ++b) {
     const int64_t padded = images[b].padded(), tiles = images[b].tiles();
-    first[b + 1] = {first[b].tokens + padded, first[b].words + tiles * padded, first[b].tiles + tiles * (tiles + 1) / 2};
+    first[b + 1] = {first[b].tokens + padded, first[b].words + tiles * padded,
+                    first[b].tiles + tiles * (tiles + 1) / 2};
   }
   const Offsets all = first[s.batch];
   const bool in_pairs = std::is_same_v<T, BFloat16> && has_bf16_dots();
@@ -188,7 +187,7 @@ void patch_token_contrast_cpu(Tokens<T> tokens, const int64_t* labels, const int
   });
 }
 
-#define INSTANTIATE(T)                                                                                            \
+#define INSTANTIATE(T)                                                                                          \
   template void patch_token_contrast_cpu<T>(Tokens<T>, const int64_t*, const int64_t*, int64_t, Accumulate<T>*, \
                                             Accumulate<T>*, PatchShape, const Parallel&);
 INSTANTIATE(float)

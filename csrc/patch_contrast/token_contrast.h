@@ -9,7 +9,8 @@
 namespace toco {
 
 constexpr int64_t kTile = 64;  // tokens along each side of a tile of pairs: the signs of a row's pairs are one word
-constexpr int64_t kStrips = 4;  // vectors of channels whose gradients are computed together: whole cache lines of tokens
+constexpr int64_t kStrips =
+    4;  // vectors of channels whose gradients are computed together: whole cache lines of tokens
 
 struct Range {
   int64_t begin, end;
@@ -17,21 +18,21 @@ struct Range {
 
 template <typename A>
 struct ContrastImage {
-  int64_t count = 0;           // tokens that take part
-  std::vector<int32_t> order;  // (N) tokens that take part, those of a label together; then the ignored ones
-  std::vector<Range> classes;  // where the tokens of each label are, in `order`
-  std::vector<A> ids;          // (padded) the number of a token's class
+  int64_t count = 0;               // tokens that take part
+  std::vector<int32_t> order;      // (N) tokens that take part, those of a label together; then the ignored ones
+  std::vector<Range> classes;      // where the tokens of each label are, in `order`
+  std::vector<A> ids;              // (padded) the number of a token's class
   std::vector<Length<A>> lengths;  // (count)
   std::vector<A> row_sums;         // (padded) sum over j of w_ij |s_ij|
 
-  std::vector<A> scales;           // (padded) of a token in `pairs`: times this it has length 1
+  std::vector<A> scales;  // (padded) of a token in `pairs`: times this it has length 1
 
   // In buffers that the images share:
-  A* panels;           // (padded / kPanel, D, kPanel) unit vectors; null where `pairs` are
+  A* panels;            // (padded / kPanel, D, kPanel) unit vectors; null where `pairs` are
   BFloat16Pair* pairs;  // (padded / kPanel, (D + 1) / 2, kPanel) bfloat16 tokens; null where `panels` are
-  A* sums;             // (tiles, padded) row_sums, by tile
-  uint64_t* negative;  // (tiles, padded) where cosines of a row are < 0; null when no gradient is wanted
-  uint64_t* zero;      // (tiles, padded) where they are exactly 0
+  A* sums;              // (tiles, padded) row_sums, by tile
+  uint64_t* negative;   // (tiles, padded) where cosines of a row are < 0; null when no gradient is wanted
+  uint64_t* zero;       // (tiles, padded) where they are exactly 0
 
   int64_t tiles() const { return (count + kTile - 1) / kTile; }
   int64_t padded() const { return tiles() * kTile; }

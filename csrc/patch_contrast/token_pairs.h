@@ -13,10 +13,10 @@ TOCO_TARGET static inline Signs signs_of(const A* x) {  // (kPanel)
 #if defined(__x86_64__)
   if constexpr (kVectorBytes == 64 && sizeof(A) == 4) {
     const __m512 low = _mm512_loadu_ps(x), high = _mm512_loadu_ps(x + 16), nought = _mm512_setzero_ps();
-    signs.negative = _mm512_cmp_ps_mask(low, nought, _CMP_LT_OQ) |
-                     uint32_t(_mm512_cmp_ps_mask(high, nought, _CMP_LT_OQ)) << 16;
-    signs.zero = _mm512_cmp_ps_mask(low, nought, _CMP_EQ_OQ) |
-                 uint32_t(_mm512_cmp_ps_mask(high, nought, _CMP_EQ_OQ)) << 16;
+    signs.negative =
+        _mm512_cmp_ps_mask(low, nought, _CMP_LT_OQ) | uint32_t(_mm512_cmp_ps_mask(high, nought, _CMP_LT_OQ)) << 16;
+    signs.zero = _mm512_cmp_ps_mask(low, nought, _CMP_EQ_OQ) | uint32_t(_mm512_cmp_ps_mask(high, nought, _CMP_EQ_OQ))
+                                                                   << 16;
     return signs;
   }
 #endif
@@ -39,8 +39,8 @@ TOCO_TARGET static inline void transpose_bits(uint32_t* words) {
       }
 }
 
-// Weighs the cosines of panel p's tokens with panel q's. Adds each token's sum of w |s| over the others to row_sums and,
-// unless p is q, to column_sums; writes the signs where they are wanted.
+// Weighs the cosines of panel p's tokens with panel q's. Adds each token's sum of w |s| over the others to row_sums
+// and, unless p is q, to column_sums; writes the signs where they are wanted.
 template <typename A>
 TOCO_TARGET static inline void weigh_panels(A* cosines, const ContrastImage<A>& image, Weights<A> weights, int64_t p,
                                             int64_t q, A* row_sums, A* column_sums) {
@@ -91,6 +91,24 @@ TOCO_TARGET static inline void weigh_panels(A* cosines, const ContrastImage<A>& 
   }
 }
 
+// The cosines of panel p's tokens with panel q's, of as many tokens of p as there are.
+template <typename A>
+TOCO_TARGET static inline void multiply_tokens(const ContrastImage<A>& image, int64_t p, int64_t q, int64_t width,
+                                               A* cosines) {
+  const int rows = int(std::min<int64_t>(kPanel, image.count - p * kPanel));
+  if (image.panels) {
+    multiply_panels(image.panels + p * width * kPanel, image.panels + q * width * kPanel, width, rows, cosines);
+    return;
+  }
+  if constexpr (sizeof(A) == sizeof(float)) {
+    const int64_t pairs = (width + 1) / 2;
+    multiply_bf16_panels(image.pairs + p * pairs * kPanel, image.pairs + q * pairs * kPanel, pairs, rows, cosines);
+    for (int i = 0; i < rows; ++i)
+      for (int j = 0; j < kPanel; ++j)
+        cosines[i * kPanel + j] *= image.scales[p * kPanel + i] * image.scales[q * kPanel + j];
+  }
+}
+
 // All pairs of a token in tile `row` with one in tile `column` >= row.
 template <typename A>
 TOCO_TARGET void contrast_tile(const ContrastImage<A>& image, Weights<A> weights, int64_t width, int64_t row,
@@ -99,20 +117,15 @@ TOCO_TARGET void contrast_tile(const ContrastImage<A>& image, Weights<A> weights
   alignas(64) A cosines[kPanel * kPanel], row_sums[kTile] = {}, column_sums[kTile] = {};
   for (int left = 0; left < kPanels; ++left)
     for (int right = 0; right < kPanels; ++right) {
-      const int64_t p = row * kPanels + left, q = column * kPanels + right;
+      int64_t p = row * kPanels + left, q = column * kPanels + right;
       if (p > q || q * kPanel >= image.count) continue;
-      if constexpr (sizeof(A) == sizeof(float)) {
-        if (image.pairs) {
-          const int64_t pairs = (width + 1) / 2;
-          multiply_bf16_panels(image.pairs + p * pairs * kPanel, image.pairs + q * pairs * kPanel, pairs, cosines);
-          for (int i = 0; i < kPanel; ++i)
-            for (int j = 0; j < kPanel; ++j)
-              cosines[i * kPanel + j] *= image.scales[p * kPanel + i] * image.scales[q * kPanel + j];
-        }
+      A *p_sums = row_sums + left * kPanel, *q_sums = column_sums + right * kPanel;
+      if (p < q && (q + 1) * kPanel > image.count) {  // the shorter panel gives the rows: missing ones cost nothing
+        std::swap(p, q);
+        std::swap(p_sums, q_sums);
       }
-      if (image.panels)
-        multiply_panels(image.panels + p * width * kPanel, image.panels + q * width * kPanel, width, cosines);
-      weigh_panels(cosines, image, weights, p, q, row_sums + left * kPanel, column_sums + right * kPanel);
+      multiply_tokens(image, p, q, width, cosines);
+      weigh_panels(cosines, image, weights, p, q, p_sums, q_sums);
     }
   A* rows = image.sums + column * image.padded() + row * kTile;
   A* columns = image.sums + row * image.padded() + column * kTile;
@@ -169,9 +182,9 @@ TOCO_TARGET void contrast_gradient(const ContrastImage<A>& image, Weights<A> wei
   constexpr int kSize = Vector<A>::kSize;
   const int64_t padded = image.padded(), channels = std::min<int64_t>(kStrips * kSize, width - channel);
   const int64_t strips = (channels + kSize - 1) / kSize, whole = channels / kSize;
-  V* subsets = (V*)scratch;                  // (kTile / 4, 16)
-  V* units = subsets + kTile * 4;            // (strips, padded)
-  V* sums = units + kStrips * padded;        // (strips, padded)
+  V* subsets = (V*)scratch;            // (kTile / 4, 16)
+  V* units = subsets + kTile * 4;      // (strips, padded)
+  V* sums = units + kStrips * padded;  // (strips, padded)
   const V same = V{} + weights.same, different = V{} + weights.different;
 
   for (int64_t i = 0; i < padded; ++i) {

@@ -7,8 +7,8 @@
 
 namespace toco {
 
-// What a token is multiplied by to have length 1. Below kShortest that no longer depends on the token (`clamped`), and the
-// result has another length, whose square is kept. For a token of length 0 it is 0: rounding errors must not be
+// What a token is multiplied by to have length 1. Below kShortest that no longer depends on the token (`clamped`), and
+// the result has another length, whose square is kept. For a token of length 0 it is 0: rounding errors must not be
 // multiplied by 1 / kShortest.
 template <typename A>
 struct Length {
