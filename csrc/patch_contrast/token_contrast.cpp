@@ -112,6 +112,68 @@ double add_tiles(ContrastImage<A>& image) {
   return total;
 }
 
+// What the images of a group leave in memory, one behind the other; allocated for the largest group.
+template <typename A>
+class GroupBuffers {
+ public:
+  GroupBuffers(const std::vector<ContrastImage<A>>& images, int64_t group, int64_t width, bool signs, bool pairs)
+      : width_(width), in_pairs_(pairs), with_signs_(signs), largest_(largest(images, group)) {}
+
+  void give_to(ContrastImage<A>* begin, ContrastImage<A>* end) {
+    int64_t tokens = 0, words = 0;
+    for (ContrastImage<A>* image = begin; image < end; ++image) {
+      image->panels = in_pairs_ ? nullptr : panels_.data + tokens * width_;
+      image->pairs = in_pairs_ ? pairs_.data + tokens * ((width_ + 1) / 2) : nullptr;
+      image->sums = sums_.data + words;
+      image->negative = with_signs_ ? negative_.data + words : nullptr;
+      image->zero = with_signs_ ? zero_.data + words : nullptr;
+      if (in_pairs_) image->scales.assign(image->padded(), 0);
+      tokens += image->padded();
+      words += image->tiles() * image->padded();
+    }
+  }
+
+ private:
+  struct Sizes {
+    int64_t tokens = 0, words = 0;
+  };
+
+  static Sizes largest(const std::vector<ContrastImage<A>>& images, int64_t group) {
+    Sizes largest;
+    for (size_t first = 0; first < images.size(); first += group) {
+      Sizes sizes;
+      for (size_t b = first; b < std::min(first + group, images.size()); ++b) {
+        sizes.tokens += images[b].padded();
+        sizes.words += images[b].tiles() * images[b].padded();
+      }
+      largest = {std::max(largest.tokens, sizes.tokens), std::max(largest.words, sizes.words)};
+    }
+    return largest;
+  }
+
+  int64_t width_;
+  bool in_pairs_, with_signs_;
+  Sizes largest_;
+  Buffer<A> panels_{in_pairs_ ? 0 : largest_.tokens * width_}, sums_{largest_.words};
+  Buffer<BFloat16Pair> pairs_{in_pairs_ ? largest_.tokens * ((width_ + 1) / 2) : 0};
+  Buffer<uint64_t> negative_{with_signs_ ? largest_.words : 0}, zero_{with_signs_ ? largest_.words : 0};
+};
+
+// All pairs of tiles of a group of images.
+template <typename A>
+void contrast_tiles(std::vector<ContrastImage<A>>& images, int64_t begin, int64_t end, Weights<A> weights,
+                    int64_t width, const Parallel& parallel) {
+  std::vector<int64_t> first{0};  // pair of each image
+  for (int64_t b = begin; b < end; ++b) first.push_back(first.back() + images[b].tiles() * (images[b].tiles() + 1) / 2);
+  parallel.in_turn(first.back(), kTile * kTile * width, [&](int64_t i, int) {
+    const int64_t b = std::upper_bound(first.begin(), first.end(), i) - first.begin() - 1;
+    const ContrastImage<A>& image = images[begin + b];
+    int64_t row = 0, column = i - first[b];
+    for (; column >= image.tiles() - row; ++row) column -= image.tiles() - row;
+    CALL_BEST_ISA(contrast_tile, image, weights, width, row, row + column);
+  });
+}
+
 }  // namespace
 
 template <typename T>
@@ -124,67 +186,40 @@ void patch_token_contrast_cpu(Tokens<T> tokens, const int64_t* labels, const int
   });
   const Weights<A> weights = weights_of(images, pairs);
 
-  // Where each image's part of the buffers and of the work begins.
-  struct Offsets {
-    int64_t tokens, words, tiles;
-  };
-  std::vector<Offsets> first(s.batch + 1);
-  for (int64_t b = 0; b < s.batch; ++b) {
-    const int64_t padded = images[b].padded(), tiles = images[b].tiles();
-    first[b + 1] = {first[b].tokens + padded, first[b].words + tiles * padded,
-                    first[b].tiles + tiles * (tiles + 1) / 2};
-  }
-  const Offsets all = first[s.batch];
-  const bool in_pairs = std::is_same_v<T, BFloat16> && has_bf16_dots();
-  const int64_t pairs_width = (s.width + 1) / 2;
-  const Buffer<A> panels(in_pairs ? 0 : all.tokens * s.width), sums(all.words);
-  const Buffer<BFloat16Pair> token_pairs(in_pairs ? all.tokens * pairs_width : 0);
-  const Buffer<uint64_t> negative(grad_tokens ? all.words : 0), zero(grad_tokens ? all.words : 0);
-  for (int64_t b = 0; b < s.batch; ++b) {
-    images[b].panels = in_pairs ? nullptr : panels.data + first[b].tokens * s.width;
-    images[b].pairs = in_pairs ? token_pairs.data + first[b].tokens * pairs_width : nullptr;
-    if (in_pairs) images[b].scales.assign(images[b].padded(), 0);
-    images[b].sums = sums.data + first[b].words;
-    images[b].negative = grad_tokens ? negative.data + first[b].words : nullptr;
-    images[b].zero = grad_tokens ? zero.data + first[b].words : nullptr;
-  }
-
-  const int64_t image_size = s.patches * s.width, panel_count = (s.patches + kTile - 1) / kTile * (kTile / kPanel);
-  const bool convert = sizeof(T) != sizeof(A);
-  parallel.loop(s.batch * panel_count, grain_for(4 * kPanel * s.width), [&](int64_t begin, int64_t end, int) {
-    const Buffer<A> rows(convert ? kPanel * (s.width + 1) : 0);
-    for (int64_t i = begin; i < end; ++i) {
-      const int64_t b = i / panel_count;
-      A* grad = grad_tokens ? grad_tokens + b * image_size : nullptr;
-      pack_tokens(tokens, b, images[b], i % panel_count, s, rows.data, grad);
-    }
-  });
-
-  parallel.in_turn(all.tiles, kTile * kTile * s.width, [&](int64_t i, int) {
-    const int64_t b = std::upper_bound(first.begin(), first.end(), i,
-                                       [](int64_t i, const Offsets& offsets) { return i < offsets.tiles; }) -
-                      first.begin() - 1;
-    int64_t row = 0, column = i - first[b].tiles;
-    for (; column >= images[b].tiles() - row; ++row) column -= images[b].tiles() - row;
-    CALL_BEST_ISA(contrast_tile, images[b], weights, s.width, row, row + column);
-  });
-
-  double total = 0.5;
-  for (ContrastImage<A>& image : images) total += add_tiles(image);
-  *loss = A(total);
-  if (!grad_tokens) return;
-
+  // Few images at a time, so that their tokens are still in the cache when the gradient needs them.
+  const int64_t group = (parallel.threads + 1) / 2, image_size = s.patches * s.width;
+  GroupBuffers<A> buffers(images, group, s.width, grad_tokens, std::is_same_v<T, BFloat16> && has_bf16_dots());
+  const int64_t panel_count = (s.patches + kTile - 1) / kTile * (kTile / kPanel);
   const int64_t lanes = vector_bytes() / int64_t(sizeof(A)), step = kStrips * lanes;
   const int64_t steps = (s.width + step - 1) / step;
   int64_t longest = 0;
   for (const ContrastImage<A>& image : images) longest = std::max(longest, image.padded());
-  const int64_t scratch_size = (kTile * 4 + 2 * longest * kStrips) * lanes;
+  const int64_t row_scratch = sizeof(T) == sizeof(A) ? 0 : kPanel * (s.width + 1);
+  const int64_t gradient_scratch = grad_tokens ? (kTile * 4 + 2 * longest * kStrips) * lanes : 0;
+  const int64_t scratch_size = std::max(row_scratch, gradient_scratch);
   const Buffer<A> scratch(parallel.threads * scratch_size);
-  parallel.in_turn(s.batch * steps, longest * longest * step / 4, [&](int64_t i, int thread) {
-    const int64_t b = i / steps, channel = i % steps * step;
-    CALL_BEST_ISA(contrast_gradient, images[b], weights, tokens.at(b, 0), tokens.patch, s.width, channel,
-                  scratch.data + thread * scratch_size, grad_tokens + b * image_size);
-  });
+
+  double total = 0.5;
+  for (int64_t first = 0; first < s.batch; first += group) {
+    const int64_t count = std::min(group, s.batch - first);
+    buffers.give_to(&images[first], &images[first] + count);
+    parallel.loop(count * panel_count, grain_for(4 * kPanel * s.width), [&](int64_t begin, int64_t end, int thread) {
+      for (int64_t i = begin; i < end; ++i) {
+        const int64_t b = first + i / panel_count;
+        A* grad = grad_tokens ? grad_tokens + b * image_size : nullptr;
+        pack_tokens(tokens, b, images[b], i % panel_count, s, scratch.data + thread * scratch_size, grad);
+      }
+    });
+    contrast_tiles(images, first, first + count, weights, s.width, parallel);
+    for (int64_t b = first; b < first + count; ++b) total += add_tiles(images[b]);
+    if (!grad_tokens) continue;
+    parallel.in_turn(count * steps, longest * longest * step / 4, [&](int64_t i, int thread) {
+      const int64_t b = first + i / steps, channel = i % steps * step;
+      CALL_BEST_ISA(contrast_gradient, images[b], weights, tokens.at(b, 0), tokens.patch, s.width, channel,
+                    scratch.data + thread * scratch_size, grad_tokens + b * image_size);
+    });
+  }
+  *loss = A(total);
 }
 
 #define INSTANTIATE(T)                                                                                          \

@@ -135,6 +135,8 @@ TOCO_TARGET void contrast_tile(const ContrastImage<A>& image, Weights<A> weights
   }
 }
 
+constexpr int64_t kAhead = 8;  // tokens
+
 // The sums of every subset of four vectors; bit k of the index says whether the k-th belongs to it.
 template <typename V>
 TOCO_TARGET static inline __attribute__((always_inline)) void subset_sums(const V* four, V* sums) {  // (16)
@@ -187,7 +189,14 @@ TOCO_TARGET void contrast_gradient(const ContrastImage<A>& image, Weights<A> wei
   V* sums = units + kStrips * padded;  // (strips, padded)
   const V same = V{} + weights.same, different = V{} + weights.different;
 
+  // Rows of tokens are far apart: the processor does not guess the next one.
+  const auto ahead = [&](const auto* rows, int64_t i, int64_t row_stride) TOCO_INLINE {
+    if (i + kAhead < image.count)
+      for (int64_t d = 0; d < channels; d += 64 / sizeof(*rows))
+        __builtin_prefetch(rows + image.order[i + kAhead] * row_stride + channel + d);
+  };
   for (int64_t i = 0; i < padded; ++i) {
+    ahead(tokens, i, stride);
     const T* token = i < image.count ? tokens + image.order[i] * stride + channel : nullptr;
     for (int64_t strip = 0; strip < strips; ++strip) {
       V unit{};
@@ -233,6 +242,7 @@ TOCO_TARGET void contrast_gradient(const ContrastImage<A>& image, Weights<A> wei
   sums -= strips * padded;
 
   for (int64_t i = 0; i < image.count; ++i) {
+    ahead(grad, i, width);
     const Length<A> length = image.lengths[i];
     const A along = length.clamped ? 0 : image.row_sums[i];
     A* row = grad + image.order[i] * width + channel;
