@@ -3,11 +3,7 @@
 // Padded rows are explained in refiner.h. The weights of a block lie together, (H, blocks, P, kLanes): one stream of
 // memory.
 
-template <typename A>
-struct Vector {
-  typedef A type __attribute__((vector_size(kVectorBytes)));
-  typedef A unaligned __attribute__((vector_size(kVectorBytes), aligned(sizeof(A))));
-};
+#include "common/vector.h"
 
 // e^x for x <= 0, to about one rounding: 2^n times a polynomial on [-log(2)/2, log(2)/2] (Cephes).
 TOCO_TARGET static inline void exp_nonpositive(Vector<float>::type& x) {

@@ -5,8 +5,8 @@
 //     …
 //     CALL_BEST_ISA(rows, arguments…);
 //
-// The file has no include guard and includes nothing. Its functions are declared TOCO_TARGET, live in a namespace of
-// the instruction set, and work on vectors of kVectorBytes (`T x __attribute__((vector_size(kVectorBytes)))`).
+// The file has no include guard and includes only others of its kind (common/vector.h, common/panels.h). Its functions
+// are declared TOCO_TARGET, live in a namespace of the instruction set, and work on vectors of kVectorBytes.
 #include "common/simd.h"
 
 #define TOCO_TARGET

@@ -2,15 +2,10 @@
 //
 // A panel holds kPanel rows of a matrix side by side: column k of row i is panel[k * kPanel + i].
 
+#include "common/vector.h"
+
 constexpr int kPanel = 32;
 constexpr int64_t kDepth = 96;  // columns of two panels that stay in the first cache together
-
-template <typename A>
-struct Vector {
-  typedef A type __attribute__((vector_size(kVectorBytes)));
-  typedef A unaligned __attribute__((vector_size(kVectorBytes), aligned(sizeof(A))));
-  static constexpr int kSize = kVectorBytes / sizeof(A);
-};
 
 // products[i, j] += sum over k < depth of left[k, i] * right[k, j]      i < rows, j < kPanel
 //

@@ -48,8 +48,8 @@ Weights<A> weights_of(const std::vector<ContrastImage<A>>& images, const int64_t
 
 // bfloat16 tokens as they are, but for a power of two that keeps their products within range.
 template <typename A>
-void pack_pairs(const BFloat16* const* tokens, int64_t begin, int count, int64_t width, ContrastImage<A>& image,
-                BFloat16* rows) {
+void pack_bf16(const BFloat16* const* tokens, int64_t begin, int count, int64_t width, ContrastImage<A>& image,
+               BFloat16* rows) {
   const int64_t pairs = (width + 1) / 2;
   const int32_t* sources[kPanel];
   const std::vector<int32_t> ones(kPanel, 1);
@@ -66,7 +66,7 @@ void pack_pairs(const BFloat16* const* tokens, int64_t begin, int count, int64_t
       sources[i] = (const int32_t*)row;
     }
   });
-  CALL_BEST_ISA(pack_panel, sources, ones.data(), count, pairs, (int32_t*)(image.pairs + begin * pairs));
+  CALL_BEST_ISA(pack_panel, sources, ones.data(), count, pairs, (int32_t*)(image.bf16_panels + begin * pairs));
 }
 
 // One panel of tokens; the gradient of tokens that take no part. `rows` holds kPanel converted tokens.
@@ -87,7 +87,7 @@ void pack_tokens(Tokens<T> tokens, int64_t b, ContrastImage<A>& image, int64_t p
   });
   if (begin < image.padded()) {
     if constexpr (std::is_same_v<T, BFloat16>)
-      if (image.pairs) pack_pairs(sources, begin, count, s.width, image, (BFloat16*)rows);
+      if (image.bf16_panels) pack_bf16(sources, begin, count, s.width, image, (BFloat16*)rows);
     if (image.panels) {
       CALL_BEST_ISA(pack_panel, units, scales, count, s.width, image.panels + begin * s.width);
     }
@@ -116,18 +116,18 @@ double add_tiles(ContrastImage<A>& image) {
 template <typename A>
 class GroupBuffers {
  public:
-  GroupBuffers(const std::vector<ContrastImage<A>>& images, int64_t group, int64_t width, bool signs, bool pairs)
-      : width_(width), in_pairs_(pairs), with_signs_(signs), largest_(largest(images, group)) {}
+  GroupBuffers(const std::vector<ContrastImage<A>>& images, int64_t group, int64_t width, bool signs, bool bf16)
+      : width_(width), in_bf16_(bf16), with_signs_(signs), largest_(largest(images, group)) {}
 
   void give_to(ContrastImage<A>* begin, ContrastImage<A>* end) {
     int64_t tokens = 0, words = 0;
     for (ContrastImage<A>* image = begin; image < end; ++image) {
-      image->panels = in_pairs_ ? nullptr : panels_.data + tokens * width_;
-      image->pairs = in_pairs_ ? pairs_.data + tokens * ((width_ + 1) / 2) : nullptr;
+      image->panels = in_bf16_ ? nullptr : panels_.data + tokens * width_;
+      image->bf16_panels = in_bf16_ ? bf16_panels_.data + tokens * ((width_ + 1) / 2) : nullptr;
       image->sums = sums_.data + words;
       image->negative = with_signs_ ? negative_.data + words : nullptr;
       image->zero = with_signs_ ? zero_.data + words : nullptr;
-      if (in_pairs_) image->scales.assign(image->padded(), 0);
+      if (in_bf16_) image->scales.assign(image->padded(), 0);
       tokens += image->padded();
       words += image->tiles() * image->padded();
     }
@@ -152,10 +152,10 @@ class GroupBuffers {
   }
 
   int64_t width_;
-  bool in_pairs_, with_signs_;
+  bool in_bf16_, with_signs_;
   Sizes largest_;
-  Buffer<A> panels_{in_pairs_ ? 0 : largest_.tokens * width_}, sums_{largest_.words};
-  Buffer<BFloat16Pair> pairs_{in_pairs_ ? largest_.tokens * ((width_ + 1) / 2) : 0};
+  Buffer<A> panels_{in_bf16_ ? 0 : largest_.tokens * width_}, sums_{largest_.words};
+  Buffer<BFloat16Pair> bf16_panels_{in_bf16_ ? largest_.tokens * ((width_ + 1) / 2) : 0};
   Buffer<uint64_t> negative_{with_signs_ ? largest_.words : 0}, zero_{with_signs_ ? largest_.words : 0};
 };
 
@@ -187,7 +187,8 @@ void patch_token_contrast_cpu(Tokens<T> tokens, const int64_t* labels, const int
   const Weights<A> weights = weights_of(images, pairs);
 
   // Few images at a time, so that their tokens are still in the cache when the gradient needs them.
-  const int64_t group = (parallel.threads + 1) / 2, image_size = s.patches * s.width;
+  const int64_t group = std::max<int64_t>((parallel.threads + 1) / 2, 1024 / (s.patches + 1));
+  const int64_t image_size = s.patches * s.width;
   GroupBuffers<A> buffers(images, group, s.width, grad_tokens, std::is_same_v<T, BFloat16> && has_bf16_dots());
   const int64_t panel_count = (s.patches + kTile - 1) / kTile * (kTile / kPanel);
   const int64_t lanes = vector_bytes() / int64_t(sizeof(A)), step = kStrips * lanes;

@@ -8,9 +8,8 @@
 
 namespace toco {
 
-constexpr int64_t kTile = 64;  // tokens along each side of a tile of pairs: the signs of a row's pairs are one word
-constexpr int64_t kStrips =
-    4;  // vectors of channels whose gradients are computed together: whole cache lines of tokens
+constexpr int64_t kTile = 64;   // tokens along each side of a tile of pairs: the signs of a row's pairs are one word
+constexpr int64_t kStrips = 4;  // vectors of channels that one task computes the gradient of
 
 struct Range {
   int64_t begin, end;
@@ -25,14 +24,14 @@ struct ContrastImage {
   std::vector<Length<A>> lengths;  // (count)
   std::vector<A> row_sums;         // (padded) sum over j of w_ij |s_ij|
 
-  std::vector<A> scales;  // (padded) of a token in `pairs`: times this it has length 1
+  std::vector<A> scales;  // (padded) of a token in bf16_panels: times this it has length 1
 
   // In buffers that the images share:
-  A* panels;            // (padded / kPanel, D, kPanel) unit vectors; null where `pairs` are
-  BFloat16Pair* pairs;  // (padded / kPanel, (D + 1) / 2, kPanel) bfloat16 tokens; null where `panels` are
-  A* sums;              // (tiles, padded) row_sums, by tile
-  uint64_t* negative;   // (tiles, padded) where cosines of a row are < 0; null when no gradient is wanted
-  uint64_t* zero;       // (tiles, padded) where they are exactly 0
+  A* panels;                  // (padded / kPanel, D, kPanel) unit vectors; null where bf16_panels are
+  BFloat16Pair* bf16_panels;  // (padded / kPanel, (D + 1) / 2, kPanel) bfloat16 tokens; null where `panels` are
+  A* sums;                    // (tiles, padded) row_sums, by tile
+  uint64_t* negative;         // (tiles, padded) where cosines of a row are < 0; null when no gradient is wanted
+  uint64_t* zero;             // (tiles, padded) where they are exactly 0
 
   int64_t tiles() const { return (count + kTile - 1) / kTile; }
   int64_t padded() const { return tiles() * kTile; }

@@ -102,7 +102,8 @@ TOCO_TARGET static inline void multiply_tokens(const ContrastImage<A>& image, in
   }
   if constexpr (sizeof(A) == sizeof(float)) {
     const int64_t pairs = (width + 1) / 2;
-    multiply_bf16_panels(image.pairs + p * pairs * kPanel, image.pairs + q * pairs * kPanel, pairs, rows, cosines);
+    multiply_bf16_panels(image.bf16_panels + p * pairs * kPanel, image.bf16_panels + q * pairs * kPanel, pairs, rows,
+                         cosines);
     for (int i = 0; i < rows; ++i)
       for (int j = 0; j < kPanel; ++j)
         cosines[i * kPanel + j] *= image.scales[p * kPanel + i] * image.scales[q * kPanel + j];
