@@ -28,8 +28,8 @@ def inputs(generator, *, batch, patches, width, ignored, classes=4, common=None)
     trained ViT are not like that. No trained weights can be had where this must run, and an untrained ViT would be no
     better, so `common` builds correlated tokens: sixteen directions whose strengths change slowly over the image, as
     contents do, each with the mean `common`, and noise. At 0.5 an eighth of the cosines is negative, with some in
-    every block of 64 patches of a class; at 1.0, a thousandth, and two thirds of such blocks have none, as when
-    tokens are over-smoothed. These shares are a choice, not measured on a trained network.
+    every block of 64 patches of a class; at 1.0, a thousandth, and half of such blocks have none, as when tokens are
+    over-smoothed. These shares are a choice, not measured on a trained network.
     """
     side = round(patches**0.5)
     best = smooth(generator, batch, classes, side, 5).flatten(2).topk(2, dim=1)
@@ -39,9 +39,24 @@ def inputs(generator, *, batch, patches, width, ignored, classes=4, common=None)
     if common is not None:
         strengths = smooth(generator, batch, 16, side, 7).flatten(2).mT + common
         tokens = strengths @ torch.randn(16, width, generator=generator) / 4 + tokens / 2
-    # Numbers that bfloat16 holds: else the signs of cosines near 0, of which the gradient is made, would be those of
-    # the rounding wherever a GPU multiplies in less precision.
-    return {"tokens": tokens.bfloat16().float(), "labels": labels}
+    return {"tokens": clear_of_zero(generator, tokens), "labels": labels}
+
+
+def clear_of_zero(generator, tokens):
+    """These tokens, some of them moved, so that no cosine is within 1e-6 of 0; in numbers that bfloat16 holds.
+
+    The gradient is made of the signs of cosines. Where float32 cannot tell a sign, or where a GPU that multiplies in
+    less precision rounds the tokens first, one right answer differs from another by far more than verification allows.
+    """
+    tokens = tokens.bfloat16().float()
+    for x in tokens:
+        near = torch.ones(len(x), dtype=torch.bool)
+        while near.any():
+            unit = F.normalize(x, dim=1)
+            near = ((unit @ unit.T).abs_() < 1e-6).any(dim=1)
+            x[near] += torch.randn(int(near.sum()), x.shape[1], generator=generator) / 2
+            x.copy_(x.bfloat16())
+    return tokens
 
 
 def flop(direction, *, tokens, labels):
