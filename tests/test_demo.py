@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from toco_kernels.__main__ import main
-from toco_kernels.cli.demo import class_contrast, compare, pictures, refinement
+from toco_kernels.cli.demo import class_contrast, compare, patch_contrast, pictures, refinement
 
 Image = pytest.importorskip("PIL.Image", reason='needs pip install "toco-kernels[demo]"')
 pytest.importorskip("timm", reason='needs pip install "toco-kernels[demo]"')
@@ -52,6 +52,10 @@ def quick(monkeypatch):
     monkeypatch.setattr(
         class_contrast, "class_tokens", lambda crops: torch.randn(sum(map(len, crops)), 192, device=compare.device())
     )
+    monkeypatch.setattr(patch_contrast, "SIDE", 96)
+    monkeypatch.setattr(
+        patch_contrast, "patch_tokens", lambda images: torch.rand(len(images), 16, 6, 6, device=compare.device())
+    )
     monkeypatch.setattr(compare.measure, "peak_mb", lambda *_: 0.0)
     yield
     torch.set_num_threads(threads)
@@ -75,8 +79,8 @@ def test_demo(picture, tmp_path):
     number = r"[\d.]+"
     cost = rf"{number} ms +{number} - {number} +{number}x +({number} MB|unknown)"
     lines = {
-        rf"^published +{cost} +\d\.\de-\d\d +sets the budget$": 2,
-        rf"^toco_kernels +{cost} +\d\.\de-\d\d +yes$": 2,
+        rf"^published +{cost} +\d\.\de-\d\d +sets the budget$": 3,
+        rf"^toco_kernels +{cost} +\d\.\de-\d\d +yes$": 3,
         r"^toco_kernels\.numpy: .* verified: yes$": 2,
         r"^labels: \d+ of 4800 differ .* verified: yes$": 1,
         rf"^agreement .*: {number}% .*, {number}% when refined$": 1,
@@ -84,7 +88,8 @@ def test_demo(picture, tmp_path):
     }
     for line, times in lines.items():
         assert len(re.findall(line, child.stdout, re.MULTILINE)) == times, f"{line}\n{child.stdout}"
-    assert child.stdout.index("refinement by PAR") < child.stdout.index("class-token contrast")
+    sections = ["refinement by PAR", "\nclass-token contrast", "\npatch-token contrast"]
+    assert sorted(sections, key=child.stdout.index) == sections
 
     photograph, coarse, refined = panels(out)
     np.testing.assert_array_equal(photograph, np.array(Image.open(picture)))
@@ -150,6 +155,22 @@ def test_a_wrong_contrast_is_caught(module, spoil, picture, quick, monkeypatch, 
 
 
 @pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda loss: loss * 1.0001,
+        lambda loss: loss + 1e-4,  # the right gradient
+        lambda loss: loss.detach() + 2 * (loss - loss.detach()),  # the right value
+        lambda loss: loss * float("nan"),
+    ],
+    ids=["both", "value", "gradient", "NaN"],
+)
+def test_a_wrong_patch_contrast_is_caught(spoil, picture, quick, monkeypatch, tmp_path, capsys):
+    right = patch_contrast.patch_token_contrast
+    monkeypatch.setattr(patch_contrast, "patch_token_contrast", lambda *args, **options: spoil(right(*args, **options)))
+    assert_caught(patch_contrast, picture, tmp_path / "out.png", capsys)
+
+
+@pytest.mark.parametrize(
     ("module", "spoil", "labels"),
     [
         (refinement, lambda maps: maps * 1.0001, "yes"),
@@ -186,12 +207,12 @@ def assert_caught(module, picture, out, capsys):
     assert "WRONG" in text
     rows = re.findall(r"^toco_kernels +(-|[\d.]+ ms) .*(NO|yes)$", text, re.MULTILINE)
     arrays = re.findall(r"^toco_kernels\.numpy: .* verified: (NO|yes)$", text, re.MULTILINE)
-    if module in (refinement, class_contrast):
-        assert sorted(verdict for _, verdict in rows) == ["NO", "yes"], text
+    if module in (refinement, class_contrast, patch_contrast):
+        assert sorted(verdict for _, verdict in rows) == ["NO", "yes", "yes"], text
         assert all((speed == "-") == (verdict == "NO") for speed, verdict in rows), text
         assert arrays == ["yes", "yes"], text
     else:
-        assert [verdict for _, verdict in rows] == ["yes", "yes"], text
+        assert [verdict for _, verdict in rows] == ["yes"] * 3, text
         assert sorted(arrays) == ["NO", "yes"], text
     assert [file.name for file in out.parent.iterdir()] == [picture.name]
     return text
@@ -309,6 +330,9 @@ def test_any_mode_and_size(mode, size, tmp_path):
     crops, flags = class_contrast.cut_crops([photograph])
     assert [tuple(crop.shape) for crop in crops] == [(1, 3, 224, 224)] * 2 + [(1, 3, 96, 96)] * 8
     assert flags.tolist() == [[1, 1, 0, 0, 0, 0, 0, 0, 0, 0]]  # no crop of one colour is an object
+    images = patch_contrast.cut_images([photograph])
+    assert images.shape == (1, 3, 448, 448)
+    assert patch_contrast.patch_labels(images).shape == (1, 28, 28)
 
     scene = refinement.coarse_scene(photograph, None)
     height, width = scene.labels.shape
@@ -330,6 +354,30 @@ def test_flags_follow_the_colours(picture):
     assert all(
         flag == 1 for flag, is_noisy in zip(local_flags, noisy[class_contrast.GLOBALS :], strict=True) if is_noisy
     )
+
+
+def test_patches_are_labelled_by_their_colours():
+    """Two flat halves and a strip of which nobody can be sure: its patches lie across the border."""
+    images = torch.zeros(1, 3, 448, 448)
+    images[:, :, :, 232:] = 1  # in the middle of the patches from 224 to 240
+    labels = patch_contrast.patch_labels(images)[0]
+    assert labels.shape == (28, 28)
+    assert (labels[:, 14] == 255).all()
+    left, right = (set(half.unique().tolist()) - {255} for half in (labels[:, :14], labels[:, 15:]))
+    assert left
+    assert right
+    assert not left & right
+
+
+def test_patch_tokens_are_those_of_the_patches():
+    images = torch.rand(2, 3, 448, 448, generator=torch.Generator().manual_seed(0))
+    tokens = patch_contrast.patch_tokens(images)
+    assert tokens.shape == (2, 192, 28, 28)
+    assert tokens.is_contiguous()
+    vit = class_contrast.random_vit()
+    with torch.no_grad():
+        row_by_row = vit.forward_features(class_contrast.normalized(images))[:, -28 * 28 :]
+    torch.testing.assert_close(tokens[1, :, 3, 5], row_by_row[1, 3 * 28 + 5])
 
 
 def test_shipped_photographs_are_photographs():

@@ -1,9 +1,14 @@
 """The losses of ToCo and the repositories that grew from it."""
 
+import torch
 from torch import Tensor, nn
 
+from .._library import accumulate_dtype
 from ..class_contrast import class_token_contrast
-from ..common.errors import bad_value
+from ..common.checks import check_floating, check_same_device, check_tensor, in_autocast_dtype
+from ..common.errors import bad_type, bad_value
+from ..patch_contrast import patch_token_contrast, reference
+from .affinity_mask import AffinityMask
 
 
 class CTCLoss_neg(nn.Module):
@@ -33,3 +38,72 @@ class CTCLoss_neg(nn.Module):
         # To a GPU without waiting; from one, the values must have arrived before they are read.
         flags = flags.to(student_output.device, non_blocking=student_output.is_cuda)
         return class_token_contrast(student_output, teacher_output.detach(), flags, temperature=self.temp)
+
+
+def label_to_aff_mask(
+    cam_label: Tensor,  # (B, h, w)
+    ignore_index: int = 255,
+) -> Tensor:  # (B, h * w, h * w) int64
+    """Which patches have the same pseudo label: 1 the same, 0 not, 255 beside ignored patches and on the diagonal.
+
+    The mask is an `AffinityMask`: a tensor like any other, but made of its labels, which are copied. Its values come
+    into being when somebody reads them; `get_masked_ptc_loss` does not. Inside torch.compile it is a plain tensor.
+
+    Args:
+        cam_label: (B, h, w) pseudo labels of patches, integers, or floating-point numbers that are cast to int64.
+        ignore_index: the label of patches that take no part.
+
+    Returns:
+        The (B, h * w, h * w) mask on the labels' device.
+
+    Raises:
+        TypeError, ValueError: `cam_label` is no tensor of real numbers with three dimensions.
+
+    Source: `label_to_aff_mask` of ToCo, DuPL, SeCo, MoRe and FSR.
+    """
+    check_tensor(cam_label, "cam_label", 3, "(B, h, w)")
+    if cam_label.is_complex():
+        raise bad_type("cam_label", "be integers or floating point", cam_label.dtype)
+    labels = cam_label.detach().flatten(1)
+    if torch.compiler.is_compiling():
+        return reference.affinity_mask(labels.long(), int(ignore_index))
+    return AffinityMask.of(labels.to(torch.int64, copy=True), int(ignore_index))
+
+
+def get_masked_ptc_loss(
+    inputs: Tensor,  # (B, C, h, w)
+    mask: Tensor,  # (B, h * w, h * w)
+) -> Tensor:  # ()
+    """ToCo's patch-token contrast under its published name: `toco_kernels.patch_token_contrast`.
+
+    Args:
+        inputs: (B, C, h, w) patch tokens.
+        mask: (B, h * w, h * w): 1 where two patches should agree, 0 where they should differ, anything else ignored.
+            One of `label_to_aff_mask` is computed from its labels. Any other, or one that was changed, is used as it
+            is, by the published formula in plain PyTorch: matrices of N x N are stored, and a NaN in an ignored patch
+            is multiplied by 0.
+
+    Returns:
+        The scalar loss, differentiable in `inputs`.
+
+    Raises:
+        TypeError, ValueError: an argument is no tensor, or shapes or devices disagree.
+
+    Source: `get_masked_ptc_loss` of ToCo, DuPL, SeCo, MoRe and FSR.
+    """
+    check_tensor(inputs, "inputs", 4, "(B, C, h, w)")
+    check_floating(inputs, "inputs")
+    check_tensor(mask, "mask", 3, "(B, h * w, h * w)")
+    check_same_device(mask, "mask", inputs, "inputs")
+    patches = inputs.shape[2] * inputs.shape[3]
+    if mask.shape != (len(inputs), patches, patches):
+        expected = (len(inputs), patches, patches)
+        raise bad_value("mask", f"have shape (B, h * w, h * w) = {expected}", f"shape {tuple(mask.shape)}")
+    if isinstance(mask, AffinityMask):
+        if mask.labels is not None:
+            labels = mask.labels.unflatten(1, inputs.shape[2:])
+            return patch_token_contrast(inputs, labels, ignore_index=mask.ignore_index)
+        mask = mask.values()  # a compiler sees through plain tensors only
+    tokens = in_autocast_dtype(inputs).flatten(2).mT
+    with torch.autocast(inputs.device.type, enabled=False):
+        return reference.masked_contrast(tokens.to(accumulate_dtype(tokens.dtype)), mask)

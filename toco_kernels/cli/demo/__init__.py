@@ -13,6 +13,7 @@ from .. import import_extra, positive_int
 from . import pictures
 from .class_contrast import contrast
 from .compare import device
+from .patch_contrast import contrast_patches
 from .refinement import coarse_scene, refine
 
 
@@ -57,6 +58,8 @@ def run(args: argparse.Namespace) -> int:
     refined, wrong = refine(scenes, "k-means of colour and position" if args.mask is None else "the mask")
     print()
     wrong += contrast(photographs)
+    print()
+    wrong += contrast_patches(photographs)
     if wrong:
         print("\nWRONG, do not train with this: the published code computes something else.", *wrong, sep="\n  ")
         print("Please report it, with the output of `python -m toco_kernels doctor --json`. No picture was written.")

@@ -99,12 +99,22 @@ def cut_crops(photographs: list[Photograph]) -> tuple[list[Tensor], Tensor]:
 @torch.no_grad()
 def class_tokens(crops: list[Tensor]) -> Tensor:
     """The class token of every crop, crop by crop, from a ViT with random weights."""
+    vit = random_vit()
+    batches = [torch.cat(crops[:GLOBALS]), torch.cat(crops[GLOBALS:])]  # each of one size
+    return torch.cat([vit(normalized(batch)) for batch in batches])
+
+
+def random_vit() -> nn.Module:
+    """The backbone, with the same random weights each time."""
     torch.manual_seed(0)
     vit = import_extra("timm", "demo").create_model(BACKBONE, pretrained=False, num_classes=0, dynamic_img_size=True)
-    vit = vit.eval().to(device())
+    return vit.eval().to(device())
+
+
+def normalized(images: Tensor) -> Tensor:  # (B, 3, H, W)
+    """Images in [0, 1] as the backbone wants them, on the device that it is on."""
     mean, std = (torch.tensor(colour).view(3, 1, 1) for colour in (IMAGENET_MEAN, IMAGENET_STD))
-    batches = [torch.cat(crops[:GLOBALS]), torch.cat(crops[GLOBALS:])]  # each of one size
-    return torch.cat([vit(((batch - mean) / std).to(device())) for batch in batches])
+    return ((images - mean) / std).to(device())
 
 
 class ProjectionHead(nn.Module):
