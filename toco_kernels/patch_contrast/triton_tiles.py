@@ -152,6 +152,7 @@ def patch_token_contrast_backward_kernel(
     adjacent; in between the sum is multiplied by the ratio of the two weights. Then the product's left side is ±1 (in
     half precision times the right side's `units`), whatever the weights, which float16 could not hold.
     """
+    SCALE: tl.constexpr = 32768.0 if rows.dtype.element_ty == tl.float16 else 1.0  # float16 rows are near 2^15
     d = tl.program_id(0) * BLOCK_D + tl.arange(0, BLOCK_D)
     block, image = tl.program_id(1), tl.program_id(2).to(tl.int64)
     i = block * BLOCK + tl.arange(0, BLOCK)
@@ -182,7 +183,7 @@ def patch_token_contrast_backward_kernel(
                 negative + at * (BLOCK_J // 32), BLOCK, BLOCK_J
             )
             other = tl.load(starts + j, mask=j < patches, other=0)
-            g = tl.where(label[:, None] == other[None, :], 0, sign) * tl.load(units + j)[None, :]
+            g = tl.where(label[:, None] == other[None, :], 0, sign) * (tl.load(units + j) * SCALE)[None, :]
             x = tl.load(rows + j.to(tl.int64)[:, None] * pitch + d[None, :])
             grad = dot_exact(g.to(x.dtype), x, grad, PRECISION)
         same, different = tl.load(weights), tl.load(weights + 1)
@@ -193,7 +194,7 @@ def patch_token_contrast_backward_kernel(
                 negative + at * (BLOCK_J // 32), BLOCK, BLOCK_J
             )
             other = tl.load(starts + j, mask=j < patches, other=0)
-            g = tl.where(label[:, None] == other[None, :], sign, 0) * tl.load(units + j)[None, :]
+            g = tl.where(label[:, None] == other[None, :], sign, 0) * (tl.load(units + j) * SCALE)[None, :]
             x = tl.load(rows + j.to(tl.int64)[:, None] * pitch + d[None, :])
             grad = dot_exact(g.to(x.dtype), x, grad, PRECISION)
 
@@ -203,7 +204,7 @@ def patch_token_contrast_backward_kernel(
         inverse = tl.load(inverses + image * row_count + i)
         radial = tl.where(inverse < 1e8, radial, 0.0)  # a norm below 1e-8 counts as 1e-8: a constant
         x = tl.load(rows + i.to(tl.int64)[:, None] * pitch + d[None, :]).to(tl.float32) * tl.load(units + i)[:, None]
-        grad = 2 * (-same * grad - radial[:, None] * x) * inverse[:, None]
+        grad = 2 * (-same / SCALE * grad - radial[:, None] * x) * inverse[:, None]
         grad = tl.where((i < valid)[:, None], grad, 0.0)
     patch = tl.where(patch < 0, ~patch, patch).to(tl.int64)
     target = grad_tokens + (image * patches + patch[:, None]) * channels + d[None, :]
