@@ -8,31 +8,29 @@ import torch
 import triton
 from torch import Tensor
 
-from .triton_rows import ALIGN, BLOCK_LABELS, BLOCK_RANK, ROWS, architecture, rank_kernel, rows_kernel, sum_kernel
+from .triton_classes import (
+    class_sums_kernel,
+    class_weights_kernel,
+    linear_backward_kernel,
+    linear_loss_kernel,
+    log_kernel,
+    sides_kernel,
+)
+from .triton_rows import ALIGN, BLOCK_LABELS, BLOCK_RANK, ROWS, rank_kernel, rows_kernel, sum_kernel
 from .triton_tiles import patch_token_contrast_backward_kernel, patch_token_contrast_kernel, weights_kernel
 
-# Shared memory decides: 99 KB for one block on 8.6, 8.9 and 12.x, 227 KB on 9.0 and 10.x. A stage of the tile kernel
-# holds 2 * BLOCK * BLOCK_D elements, one of the backward BLOCK_J * BLOCK_D.
-SMALL = {
-    2: {
-        "tile": {"BLOCK": 128, "BLOCK_D": 32, "num_warps": 8, "num_stages": 3},
-        "backward": {"BLOCK_J": 32, "BLOCK_D": 128, "num_warps": 8, "num_stages": 3},
-    },
-    4: {
-        "tile": {"BLOCK": 64, "BLOCK_D": 32, "num_warps": 4, "num_stages": 3},
-        "backward": {"BLOCK_J": 32, "BLOCK_D": 64, "num_warps": 4, "num_stages": 3},
-    },
+# By the size of an element. One set for every GPU: a block has at most 99 KB of shared memory on 8.6, 8.9 and 12.x
+# (227 KB on 9.0 and 10.x), and 255 registers to a thread.
+TILE = {
+    2: {"BLOCK": 128, "BLOCK_D": 64, "num_warps": 8, "num_stages": 3},
+    4: {"BLOCK": 64, "BLOCK_D": 32, "num_warps": 4, "num_stages": 3},
 }
-LARGE = {
-    2: {
-        "tile": {"BLOCK": 128, "BLOCK_D": 64, "num_warps": 8, "num_stages": 4},
-        "backward": {"BLOCK_J": 64, "BLOCK_D": 128, "num_warps": 8, "num_stages": 3},
-    },
-    4: {
-        "tile": {"BLOCK": 64, "BLOCK_D": 32, "num_warps": 4, "num_stages": 3},
-        "backward": {"BLOCK_J": 32, "BLOCK_D": 64, "num_warps": 4, "num_stages": 3},
-    },
+BACKWARD = {
+    2: {"BLOCK_J": 64, "BLOCK_D": 128, "num_warps": 8, "num_stages": 3},
+    4: {"BLOCK_J": 32, "BLOCK_D": 64, "num_warps": 4, "num_stages": 3},
 }
+LINEAR = {"BLOCK_D": 64, "num_warps": 4}
+LOG = {"BLOCK_N": 64, "BLOCK_J": 32, "BLOCK_K": 32, "num_warps": 8, "num_stages": 2}
 
 
 def patch_token_contrast(
@@ -52,8 +50,7 @@ def patch_token_contrast(
     loss, grad_tokens = new(), new(batch, patches, channels) if with_grad else new(0)
     if batch * patches == 0:
         return loss.fill_(0.5), grad_tokens
-    blocks = _blocks(tokens.dtype)
-    tile, backward = blocks["tile"], blocks["backward"]
+    tile, backward = TILE[tokens.dtype.itemsize], BACKWARD[tokens.dtype.itemsize]
     order, starts, stops, valid, alike = _ranked(labels, ignore_index, new)
     weights = new(2)
     weights_kernel[(1,)](
@@ -104,8 +101,114 @@ def patch_token_contrast(
     return loss, grad_tokens
 
 
-def _blocks(dtype: torch.dtype) -> dict[str, dict[str, int]]:
-    return (LARGE if 90 <= architecture() < 120 else SMALL)[dtype.itemsize]
+def patch_contrastive_error(
+    tokens: Tensor,  # (B, N, D)
+    scores: Tensor,  # (B, N, C) float32
+    classes: Tensor,  # (B, C)
+    threshold: float,
+    form: str,
+    with_grad: bool,
+) -> tuple[Tensor, Tensor]:
+    """The loss, and its gradient in float32. Eight launches in the linear form, seven in the logarithmic.
+
+    Products take unit vectors in float32, for tokens in half precision too: the linear form has few, and weights of
+    the logarithmic one, which divides by cosines' distance to ±1, span more than float16 holds.
+    """
+    batch, patches, channels = tokens.shape
+    count = scores.shape[2]
+    new = _allocator(tokens.device)
+    loss, grad_tokens = new(), new(batch, patches, channels) if with_grad else new(0)
+    if batch * patches * count == 0:
+        return loss.zero_(), grad_tokens.zero_()
+    block = 16 if count <= 16 else 32
+    width = triton.cdiv(count, block) * block
+    sides, unused = new(batch, patches, width, dtype=torch.int8), new(batch, patches, dtype=torch.int32)
+    counts = new(2, batch, width, dtype=torch.int32).zero_()
+    sides_kernel[(triton.cdiv(patches, 64), batch)](
+        scores,
+        *scores.stride(),
+        classes,
+        *classes.stride(),
+        sides,
+        unused,
+        counts,
+        patches,
+        count,
+        width,
+        threshold,
+        1 - threshold,
+        BLOCK_N=64,
+        BLOCK_C=block,
+    )
+    order, _, _, valid, _ = _ranked(unused, 1, new)
+    rows, _, inverses = _rows(tokens, order, torch.float32, new)
+    _, row_count, pitch = rows.shape
+    weights = new(2, batch, width)
+    row_blocks = triton.cdiv(patches, 64)
+    parts = new(1 + batch * (width // block if form == "linear" else row_blocks))
+    class_weights_kernel[(1,)](counts, weights, parts, batch * width, BLOCK=512)
+    sizes = patches, channels, width, row_count, pitch
+    precision = _precision(torch.float32)
+    if form == "log":
+        block_d = 256 if pitch % 256 == 0 else 128
+        columns = triton.cdiv(channels, block_d) if with_grad else 1
+        log_kernel[(max(columns, 1), row_blocks, batch)](
+            rows,
+            inverses,
+            order,
+            sides,
+            valid,
+            weights,
+            parts[1:],
+            grad_tokens,
+            *sizes,
+            BLOCK_C=block,
+            BLOCK_D=block_d,
+            PRECISION=precision,
+            WITH_GRAD=with_grad,
+            **LOG,
+        )
+        parts = parts[1:]
+    else:
+        sums = new(batch, 2, width, pitch)
+        squares = new(batch, pitch // LINEAR["BLOCK_D"], width)
+        class_sums_kernel[(pitch // LINEAR["BLOCK_D"], width // block, batch)](
+            rows,
+            order,
+            sides,
+            valid,
+            sums,
+            squares,
+            patches,
+            width,
+            row_count,
+            pitch,
+            BLOCK_N=64,
+            BLOCK_C=block,
+            PRECISION=precision,
+            **LINEAR,
+        )
+        linear_loss_kernel[(width // block, batch)](
+            sums, squares, weights, parts[1:], width, pitch, BLOCK_C=block, BLOCK_D=LINEAR["BLOCK_D"]
+        )
+        if with_grad and channels:
+            linear_backward_kernel[(row_blocks, batch)](
+                rows,
+                inverses,
+                order,
+                sides,
+                valid,
+                sums,
+                weights,
+                grad_tokens,
+                *sizes,
+                BLOCK_N=64,
+                BLOCK_C=block,
+                PRECISION=precision,
+                **LINEAR,
+            )
+    sum_kernel[(1,)](parts, loss, parts.numel(), 0.0, BLOCK=1024)
+    return loss, grad_tokens
 
 
 def _precision(dtype: torch.dtype) -> str:

@@ -6,17 +6,11 @@ they are is known on the GPU alone, so the grids below are for all patches, and 
 
 import triton
 import triton.language as tl
-from triton.runtime import driver
 
 BLOCK_RANK = 64  # patches ranked by one program
-BLOCK_LABELS = 128  # labels that it compares with at a time
+BLOCK_LABELS = 64  # labels that it compares with at a time
 ROWS = 4  # tokens that one program normalises
 ALIGN = 128  # rows are padded to this many patches, and to this many channels: no block needs a mask
-
-
-def architecture() -> int:
-    """The GPU that kernels are launched on: 80, 90, 100, …"""
-    return driver.active.get_current_target().arch
 
 
 @triton.jit
@@ -40,6 +34,12 @@ def dot_exact(
         return tl.dot(a, high, acc, input_precision="tf32")
     else:
         return tl.dot(a, b, acc, input_precision=PRECISION)
+
+
+@triton.jit
+def load_rows(rows, first, pitch, d, BLOCK: tl.constexpr):
+    """Channels `d` of adjacent rows."""
+    return tl.load(rows + first * pitch + (tl.arange(0, BLOCK)[:, None] * pitch + d[None, :]))
 
 
 @triton.jit(do_not_specialize=["patches", "label_stride_b", "label_stride_n", "ignore_index"])

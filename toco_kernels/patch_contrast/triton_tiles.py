@@ -7,7 +7,7 @@ and above the diagonal and keeps two bits for each pair (S > 0, S < 0); the grad
 import triton
 import triton.language as tl
 
-from .triton_rows import dot_exact
+from .triton_rows import dot_exact, load_rows
 
 
 @triton.jit
@@ -78,11 +78,12 @@ def patch_token_contrast_kernel(
         i = row * BLOCK + tl.arange(0, BLOCK)
         j = column * BLOCK + tl.arange(0, BLOCK)
         d = tl.arange(0, BLOCK_D)
-        left = rows + image * row_count * pitch + i.to(tl.int64)[:, None] * pitch + d[None, :]
-        right = rows + image * row_count * pitch + j.to(tl.int64)[None, :] * pitch + d[:, None]
+        rows += image * row_count * pitch
         s = tl.zeros([BLOCK, BLOCK], tl.float32)
         for first in range(0, channels, BLOCK_D):
-            s = tl.dot(tl.load(left + first), tl.load(right + first), s, input_precision=PRECISION)
+            left = load_rows(rows + first, row * BLOCK, pitch, d, BLOCK)
+            right = load_rows(rows + first, column * BLOCK, pitch, d, BLOCK)
+            s = tl.dot(left, tl.trans(right), s, input_precision=PRECISION)
         units += image * row_count
         s *= tl.load(units + i)[:, None] * tl.load(units + j)[None, :]
 
@@ -117,10 +118,34 @@ def store_words(plane, bits, i, first_word, words, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def load_bits(pointer, BLOCK_N: tl.constexpr, BLOCK_J: tl.constexpr):
-    """Unpack words (BLOCK_N, BLOCK_J / 32)."""
-    bits = (tl.load(pointer)[:, :, None] >> tl.arange(0, 32)[None, None, :]) & 1
-    return tl.reshape(bits, [BLOCK_N, BLOCK_J])
+def load_bits(words, pitch, BLOCK: tl.constexpr, BLOCK_J: tl.constexpr):
+    """Unpack 32 columns from a word."""
+    word = tl.arange(0, BLOCK)[:, None] * pitch + tl.arange(0, BLOCK_J // 32)[None, :]
+    bits = (tl.load(words + word)[:, :, None] >> tl.arange(0, 32)[None, None, :]) & 1
+    return tl.reshape(bits, [BLOCK, BLOCK_J])
+
+
+@triton.jit
+def signs_times_units(
+    bits,
+    plane,
+    words,
+    units,
+    starts,
+    label,
+    patches,
+    block,
+    SAME: tl.constexpr,
+    SCALE: tl.constexpr,
+    BLOCK: tl.constexpr,
+    BLOCK_J: tl.constexpr,
+):
+    """Signs of some columns of S, where labels are the same, or where they differ; times the columns' `units`."""
+    bits += block * (BLOCK_J // 32)
+    sign = load_bits(bits, words, BLOCK, BLOCK_J) - load_bits(bits + plane, words, BLOCK, BLOCK_J)
+    j = block * BLOCK_J + tl.arange(0, BLOCK_J)
+    same = label[:, None] == tl.load(starts + j, mask=j < patches, other=0)[None, :]
+    return tl.where(same == SAME, sign, 0) * (tl.load(units + j) * SCALE)[None, :]
 
 
 @triton.jit(do_not_specialize=["patches", "channels", "blocks"])
@@ -164,38 +189,25 @@ def patch_token_contrast_backward_kernel(
         rows += image * row_count * pitch
         units += image * row_count
         starts += image * patches
-        stops += image * patches
-        words = row_count // 32
-        word = tl.arange(0, BLOCK_J // 32)
-        positive = signs + (image * row_count + i.to(tl.int64)[:, None]) * words + word[None, :]
-        negative = positive + tl.num_programs(2).to(tl.int64) * row_count * words
         label = tl.load(starts + i, mask=inside, other=0)
         last = tl.minimum(block * BLOCK + BLOCK, valid) - 1
         first_label, last_label = tl.load(starts + block * BLOCK), tl.load(starts + last)
-        begin, end = first_label // BLOCK_J, tl.load(stops + last)
+        begin, end = first_label // BLOCK_J, tl.load(stops + image * patches + last)
         skipped_from = tl.cdiv(first_label, BLOCK_J)  # where all patches here and there have one label
         skipped = tl.where(first_label == last_label, tl.maximum(end // BLOCK_J - skipped_from, 0), 0)
-
+        words = row_count // 32
+        bits = signs + (image * row_count + block * BLOCK) * words
+        plane = tl.num_programs(2).to(tl.int64) * row_count * words
         for step in range(0, tl.cdiv(valid, BLOCK_J) - skipped):
             at = step + tl.where(step >= skipped_from, skipped, 0)
-            j = at * BLOCK_J + tl.arange(0, BLOCK_J)
-            sign = load_bits(positive + at * (BLOCK_J // 32), BLOCK, BLOCK_J) - load_bits(
-                negative + at * (BLOCK_J // 32), BLOCK, BLOCK_J
-            )
-            other = tl.load(starts + j, mask=j < patches, other=0)
-            g = tl.where(label[:, None] == other[None, :], 0, sign) * (tl.load(units + j) * SCALE)[None, :]
-            x = tl.load(rows + j.to(tl.int64)[:, None] * pitch + d[None, :])
+            g = signs_times_units(bits, plane, words, units, starts, label, patches, at, False, SCALE, BLOCK, BLOCK_J)
+            x = load_rows(rows, at * BLOCK_J, pitch, d, BLOCK_J)
             grad = dot_exact(g.to(x.dtype), x, grad, PRECISION)
         same, different = tl.load(weights), tl.load(weights + 1)
         grad *= -different / same
         for at in range(begin, tl.cdiv(end, BLOCK_J)):
-            j = at * BLOCK_J + tl.arange(0, BLOCK_J)
-            sign = load_bits(positive + at * (BLOCK_J // 32), BLOCK, BLOCK_J) - load_bits(
-                negative + at * (BLOCK_J // 32), BLOCK, BLOCK_J
-            )
-            other = tl.load(starts + j, mask=j < patches, other=0)
-            g = tl.where(label[:, None] == other[None, :], sign, 0) * (tl.load(units + j) * SCALE)[None, :]
-            x = tl.load(rows + j.to(tl.int64)[:, None] * pitch + d[None, :])
+            g = signs_times_units(bits, plane, words, units, starts, label, patches, at, True, SCALE, BLOCK, BLOCK_J)
+            x = load_rows(rows, at * BLOCK_J, pitch, d, BLOCK_J)
             grad = dot_exact(g.to(x.dtype), x, grad, PRECISION)
 
         radial = tl.zeros([BLOCK], tl.float32)
@@ -203,7 +215,7 @@ def patch_token_contrast_backward_kernel(
             radial += tl.load(parts + (image * blocks + column) * row_count + i)
         inverse = tl.load(inverses + image * row_count + i)
         radial = tl.where(inverse < 1e8, radial, 0.0)  # a norm below 1e-8 counts as 1e-8: a constant
-        x = tl.load(rows + i.to(tl.int64)[:, None] * pitch + d[None, :]).to(tl.float32) * tl.load(units + i)[:, None]
+        x = load_rows(rows, block * BLOCK, pitch, d, BLOCK).to(tl.float32) * tl.load(units + i)[:, None]
         grad = 2 * (-same / SCALE * grad - radial[:, None] * x) * inverse[:, None]
         grad = tl.where((i < valid)[:, None], grad, 0.0)
     patch = tl.where(patch < 0, ~patch, patch).to(tl.int64)
