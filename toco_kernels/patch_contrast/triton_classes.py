@@ -266,7 +266,6 @@ def log_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_J: tl.constexpr,
     BLOCK_K: tl.constexpr,  # channels of S at a time
-    BLOCK_C: tl.constexpr,
     BLOCK_D: tl.constexpr,  # channels of the gradient
     PRECISION: tl.constexpr,
     WITH_GRAD: tl.constexpr,
@@ -282,6 +281,7 @@ def log_kernel(
     sides += image * patches * width
     weights += image * width
     valid = tl.load(valid_counts + image)
+    here = tl.maximum(tl.load(order + i, mask=i < patches, other=-1), 0).to(tl.int64) * width
     loss = tl.zeros([BLOCK_N], tl.float32)
     radial = tl.zeros([BLOCK_N], tl.float32)
     grad = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
@@ -294,15 +294,16 @@ def log_kernel(
             s = tl.dot(left, tl.trans(right), s, input_precision=PRECISION)
         p = tl.zeros([BLOCK_N, BLOCK_J], tl.float32)
         q = tl.zeros([BLOCK_N, BLOCK_J], tl.float32)
-        for first_class in range(0, width, BLOCK_C):
-            c = first_class + tl.arange(0, BLOCK_C)
-            high, low = load_sides(sides, order, i, patches, c, width)
-            other_high, other_low = load_sides(sides, order, j, patches, c, width)
-            alike, apart = tl.load(weights + c)[None, :], tl.load(weights + images * width + c)[None, :]
-            p = tl.dot(alike * high, tl.trans(other_high), p, input_precision="tf32x3")
-            q = tl.dot(apart * high, tl.trans(other_low), q, input_precision="tf32x3")
-            q = tl.dot(apart * low, tl.trans(other_high), q, input_precision="tf32x3")
-        p = tl.where(i[:, None] == j[None, :], 0.0, p)
+        there = tl.maximum(tl.load(order + j, mask=j < patches, other=-1), 0).to(tl.int64) * width
+        for c in range(0, width):
+            alike, apart = tl.load(weights + c), tl.load(weights + images * width + c)
+            if alike + apart > 0:  # an image shows few classes
+                side = tl.load(sides + here + c).to(tl.int32)[:, None]
+                other = tl.load(sides + there + c).to(tl.int32)[None, :]
+                p += tl.where((side == 1) & (other == 1), alike, 0.0)
+                q += tl.where(side * other == -1, apart, 0.0)
+        others = (i[:, None] != j[None, :]) & (i < valid)[:, None] & (j < valid)[None, :]
+        p, q = tl.where(others, p, 0.0), tl.where(others, q, 0.0)
         near = (1 + s) / 2
         far = 1 - near
         near_least, far_least = near < LEAST, far < LEAST

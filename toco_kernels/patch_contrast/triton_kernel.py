@@ -29,8 +29,8 @@ BACKWARD = {
     2: {"BLOCK_J": 64, "BLOCK_D": 128, "num_warps": 8, "num_stages": 3},
     4: {"BLOCK_J": 32, "BLOCK_D": 64, "num_warps": 4, "num_stages": 3},
 }
-LINEAR = {"BLOCK_D": 64, "num_warps": 4}
-LOG = {"BLOCK_N": 64, "BLOCK_J": 32, "BLOCK_K": 32, "num_warps": 8, "num_stages": 2}
+LINEAR = {"BLOCK_D": 64, "num_warps": 8}
+LOG = {"BLOCK_N": 64, "BLOCK_J": 32, "BLOCK_K": 32, "BLOCK_D": 128, "num_warps": 8, "num_stages": 2}
 
 
 def patch_token_contrast(
@@ -150,9 +150,8 @@ def patch_contrastive_error(
     sizes = patches, channels, width, row_count, pitch
     precision = _precision(torch.float32)
     if form == "log":
-        block_d = 256 if pitch % 256 == 0 else 128
-        columns = triton.cdiv(channels, block_d) if with_grad else 1
-        log_kernel[(max(columns, 1), row_blocks, batch)](
+        columns = triton.cdiv(channels, LOG["BLOCK_D"]) if with_grad and channels else 1
+        log_kernel[(columns, row_blocks, batch)](
             rows,
             inverses,
             order,
@@ -162,8 +161,6 @@ def patch_contrastive_error(
             parts[1:],
             grad_tokens,
             *sizes,
-            BLOCK_C=block,
-            BLOCK_D=block_d,
             PRECISION=precision,
             WITH_GRAD=with_grad,
             **LOG,
