@@ -81,7 +81,8 @@ def class_weights_kernel(
 
 
 @triton.jit
-def load_sides(sides, order, n, patches, c, width):  # -> float32 H and L, (n, c)
+def load_sides(sides, order, n, patches, c, width):
+    """H and L of some rows and classes, in float32."""
     patch = tl.load(order + n, mask=n < patches, other=-1)
     at = tl.maximum(patch, 0).to(tl.int64)[:, None] * width + c[None, :]
     side = tl.load(sides + at, mask=(patch >= 0)[:, None], other=0)

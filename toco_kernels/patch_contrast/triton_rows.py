@@ -125,10 +125,8 @@ def rows_kernel(
         largest = tl.maximum(largest, tl.max(tl.abs(x.to(tl.float32)), axis=1))
     tl.debug_barrier()
     exponent = largest.to(tl.int32, bitcast=True) >> 23
-    if rows.dtype.element_ty == tl.float16:
-        power = 254 + 15 - exponent
-    else:
-        power = 254 - exponent
+    top: tl.constexpr = 15 if rows.dtype.element_ty == tl.float16 else 0
+    power = 254 + top - exponent
     power = tl.where(exponent == 255, 127, tl.minimum(tl.maximum(power, 1), 254))
     scale = (power << 23).to(tl.float32, bitcast=True)
     squares = tl.zeros([BLOCK_N], tl.float32)
