@@ -29,7 +29,7 @@ BACKWARD = {
     2: {"BLOCK_J": 64, "BLOCK_D": 128, "num_warps": 8, "num_stages": 3},
     4: {"BLOCK_J": 32, "BLOCK_D": 64, "num_warps": 4, "num_stages": 3},
 }
-LINEAR = {"BLOCK_D": 64, "num_warps": 8}
+LINEAR = {"BLOCK_C": 32, "BLOCK_D": 32, "num_warps": 8}
 LOG = {"BLOCK_N": 64, "BLOCK_J": 32, "BLOCK_K": 32, "BLOCK_D": 128, "num_warps": 8, "num_stages": 2}
 
 
@@ -120,7 +120,7 @@ def patch_contrastive_error(
     loss, grad_tokens = new(), new(batch, patches, channels) if with_grad else new(0)
     if batch * patches * count == 0:
         return loss.zero_(), grad_tokens.zero_()
-    block = 16 if count <= 16 else 32
+    block = LINEAR["BLOCK_C"]
     width = triton.cdiv(count, block) * block
     sides, unused = new(batch, patches, width, dtype=torch.int8), new(batch, patches, dtype=torch.int32)
     counts = new(2, batch, width, dtype=torch.int32).zero_()
@@ -181,7 +181,6 @@ def patch_contrastive_error(
             row_count,
             pitch,
             BLOCK_N=64,
-            BLOCK_C=block,
             PRECISION=precision,
             **LINEAR,
         )
@@ -200,7 +199,6 @@ def patch_contrastive_error(
                 grad_tokens,
                 *sizes,
                 BLOCK_N=64,
-                BLOCK_C=block,
                 PRECISION=precision,
                 **LINEAR,
             )
