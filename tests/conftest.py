@@ -1,6 +1,10 @@
+import os
+
 import pytest
 import torch
 
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+collect_ignore = [] if INTERPRETED else ["interpreted"]  # tests/triton_tools.py
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 
 

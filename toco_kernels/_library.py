@@ -9,7 +9,9 @@ import json
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import wraps
+from functools import cache, wraps
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -93,6 +95,39 @@ def _without_autocast(function: Callable) -> Callable:
             return function(x, *args)
 
     return without_autocast
+
+
+def register_triton(op: str) -> None:
+    """Register `<room>/triton_kernel.py`'s function of this name for CUDA; it is imported by the first call.
+
+    Double precision, and GPUs that Triton cannot serve, get the reference.
+    """
+    operator = OPERATORS[op]
+
+    def launch(x: Tensor, *args):
+        if x.dtype == torch.float64 or _triton_cannot_serve(x.device.index):
+            return operator.reference(x, *args)
+        kernel = import_module(f".{operator.room}.triton_kernel", __package__)
+        with torch.cuda.device(x.device):
+            return getattr(kernel, op)(x, *args)
+
+    torch.library.impl(f"{NAMESPACE}::{op}", "CUDA", launch)
+
+
+@cache
+def _triton_cannot_serve(device: int) -> str:
+    return why_not_triton(torch.cuda.get_device_capability(device))
+
+
+def why_not_triton(capability: tuple[int, int]) -> str:
+    """Why Triton kernels cannot run on a GPU of this compute capability, or '' when they can."""
+    if torch.version.cuda is None:
+        return "the installed torch has no CUDA"
+    if not find_spec("triton"):
+        return "Triton is not installed"
+    if capability < (8, 0):
+        return f"Triton needs compute capability 8.0, this GPU has {'.'.join(map(str, capability))}"
+    return ""
 
 
 def accumulate_dtype(dtype: torch.dtype) -> torch.dtype:

@@ -155,10 +155,10 @@ def on_cuda(operator: str, gpu: Gpu) -> Answer:
         name, reason = "CUDA C++", f"built with nvcc {built_with('nvcc')} for {architectures}"
         if gpu.capability and not runs_on(architectures, gpu.capability):
             reason += f"; it will fail: there is no machine code for {gpu.name}"
-    elif find_spec("triton"):
-        name, reason = "Triton", "compiled on first use"
+    elif why_not := _library.why_not_triton(gpu.capability or (8, 0)):
+        return Answer("reference", why_not)
     else:
-        return Answer("reference", "Triton is not installed")
+        name, reason = "Triton", "compiled on first use"
     return Answer(name, f"{reason}; no GPU to use: {gpu.problem}" if gpu.problem else reason)
 
 

@@ -4,7 +4,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from .._library import accumulate_dtype, define_loss
+from .._library import accumulate_dtype, define_loss, register_triton
 from ..common.checks import check_floating, check_same_device, check_tensor, in_autocast_dtype
 from ..common.errors import bad_type, bad_value, number
 from . import reference
@@ -21,6 +21,8 @@ _error = define_loss(
     room="patch_contrast",
     reference=reference.patch_contrastive_error,
 )
+register_triton("patch_token_contrast")
+register_triton("patch_contrastive_error")
 
 FORMS = ("linear", "log")
 
