@@ -100,8 +100,8 @@ def patch_contrastive_error(
 
     The first term is averaged over the images and classes with two patches in high, the second over those with one in
     high and one in low; a term that no image and class has is 0. Arguments of logarithms are at least 1e-6. All other
-    patches are ignored and never read. The linear form costs O(N * D) per class: the sum over pairs of unit vectors is
-    the square of their sum.
+    patches are ignored and never read. A zero vector has no direction: its cosines are 0, and it gets no gradient. The
+    linear form costs O(N * D) per class: the sum over pairs of unit vectors is the square of their sum.
 
     Args:
         tokens: (B, N, D) or (B, D, H, W) patch tokens, float32, float64, float16 or bfloat16. Under autocast they are
