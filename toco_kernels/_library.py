@@ -195,8 +195,8 @@ class _Loss(torch.autograd.Function):
     """A loss operator with its gradient.
 
     An autograd.Function around the operator, not `register_autograd` on it: losses on class tokens take microseconds,
-    and the registered formula costs 23 of them more per training step than this (87 against 110, measured). The gradient
-    is scaled in place: a second tensor of its size costs more than the multiplication (1646 page faults at 4 x 784 x 768).
+    and the registered formula costs 23 of them more per training step than this (87 against 110, measured). The
+    gradient is scaled in place: making a second tensor of its size costs more than the multiplication.
     """
 
     @staticmethod
