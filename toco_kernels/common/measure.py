@@ -1,5 +1,6 @@
 """Time and memory, measured so that they can be believed: rivals in turn, quantiles, and peaks in a fresh process."""
 
+import ctypes
 import json
 import subprocess
 import sys
@@ -112,6 +113,8 @@ def _measure_here(prepare: str, args: list) -> float:
         call()
         synchronize()
         return (torch.cuda.max_memory_allocated() - before) / MB
+    if hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
+        libc.malloc_trim(0)  # else memory that preparing has freed is used again unseen
     Path("/proc/self/clear_refs").write_text("5")  # the kernel forgets the peak so far
     before = _resident_mb("VmRSS")
     call()
