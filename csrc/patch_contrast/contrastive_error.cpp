@@ -47,17 +47,6 @@ std::vector<PresentClass<A>> present_classes(const A* scores, Flags classes, int
   return present;
 }
 
-// Projects the gradient of a unit vector, which `grad` holds, to that of the token.
-template <typename T, typename A = Accumulate<T>>
-TOCO_INLINE inline void gradient_of_token(const T* token, Length<A> length, int64_t width, A* grad) {
-  A along = 0;
-  if (!length.clamped) {
-#pragma omp simd reduction(+ : along)
-    for (int64_t d = 0; d < width; ++d) along += grad[d] * (A(token[d]) * length.inverse);
-  }
-  for (int64_t d = 0; d < width; ++d) grad[d] = (grad[d] - along * (A(token[d]) * length.inverse)) * length.inverse;
-}
-
 // Sums of unit vectors take the place of pairs: with u the sum over high and v the sum over low,
 //
 //     sum over i != j in high of (1 - s_ij) / 2  =  (n (n - 1) - |u|^2 + sum |f|^2) / 2

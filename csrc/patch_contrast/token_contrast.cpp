@@ -32,7 +32,6 @@ void sort_by_label(const int64_t* labels, int64_t patches, int64_t ignore_index,
     image.ids[i] = A(image.classes.size());
   }
   image.lengths.resize(image.count);
-  image.row_sums.resize(image.padded());
 }
 
 template <typename A>
@@ -49,10 +48,12 @@ Weights<A> weights_of(const std::vector<ContrastImage<A>>& images, const int64_t
 // bfloat16 tokens as they are, but for a power of two that keeps their products within range.
 template <typename A>
 void pack_bf16(const BFloat16* const* tokens, int64_t begin, int count, int64_t width, ContrastImage<A>& image,
-               BFloat16* rows) {
+               int32_t* rows) {
   const int64_t pairs = (width + 1) / 2;
-  const int32_t* sources[kPanel];
-  const std::vector<int32_t> ones(kPanel, 1);
+  const int32_t *sources[kPanel], *ones = [] {
+    static const std::vector<int32_t> ones(kPanel, 1);
+    return ones.data();
+  }();
   best_isa([&]() TOCO_INLINE {
     for (int i = 0; i < count; ++i) {
       const A inverse = image.lengths[begin + i].inverse;
@@ -60,13 +61,16 @@ void pack_bf16(const BFloat16* const* tokens, int64_t begin, int count, int64_t 
       if (std::isnormal(inverse)) std::frexp(inverse, &exponent);
       const float power = std::ldexp(1.0f, exponent);
       image.scales[begin + i] = inverse / power;
-      BFloat16* row = rows + i * 2 * pairs;
-      for (int64_t d = 0; d < width; ++d) row[d] = BFloat16(float(tokens[i][d]) * power);
-      if (width % 2) row[width] = BFloat16(0.0f);
-      sources[i] = (const int32_t*)row;
+      int32_t* row = rows + i * pairs;
+      for (int64_t k = 0; k < pairs; ++k) {
+        const uint32_t low = BFloat16(float(tokens[i][2 * k]) * power).bits;
+        const uint32_t high = 2 * k + 1 < width ? BFloat16(float(tokens[i][2 * k + 1]) * power).bits : 0;
+        row[k] = int32_t(low | high << 16);
+      }
+      sources[i] = row;
     }
   });
-  CALL_BEST_ISA(pack_panel, sources, ones.data(), count, pairs, (int32_t*)(image.bf16_panels + begin * pairs));
+  CALL_BEST_ISA(pack_panel, sources, ones, count, pairs, (int32_t*)(image.bf16_panels + begin * pairs));
 }
 
 // One panel of tokens; the gradient of tokens that take no part. `rows` holds kPanel converted tokens.
@@ -87,7 +91,7 @@ void pack_tokens(Tokens<T> tokens, int64_t b, ContrastImage<A>& image, int64_t p
   });
   if (begin < image.padded()) {
     if constexpr (std::is_same_v<T, BFloat16>)
-      if (image.bf16_panels) pack_bf16(sources, begin, count, s.width, image, (BFloat16*)rows);
+      if (image.bf16_panels) pack_bf16(sources, begin, count, s.width, image, (int32_t*)rows);
     if (image.panels) {
       CALL_BEST_ISA(pack_panel, units, scales, count, s.width, image.panels + begin * s.width);
     }
@@ -99,16 +103,12 @@ void pack_tokens(Tokens<T> tokens, int64_t b, ContrastImage<A>& image, int64_t p
     }
 }
 
-// The sums over tiles, in their order; their total is the image's share of the loss.
+// The image's share of the loss.
 template <typename A>
-double add_tiles(ContrastImage<A>& image) {
+double add_tiles(const ContrastImage<A>& image) {
   double total = 0;
-  for (int64_t i = 0; i < image.count; ++i) {
-    A sum = 0;
-    for (int64_t tile = 0; tile < image.tiles(); ++tile) sum += image.sums[tile * image.padded() + i];
-    image.row_sums[i] = sum;
-    total += double(sum);
-  }
+  for (int64_t tile = 0; tile < image.tiles(); ++tile)
+    for (int64_t i = 0; i < image.count; ++i) total += double(image.sums[tile * image.padded() + i]);
   return total;
 }
 
@@ -218,6 +218,17 @@ void patch_token_contrast_cpu(Tokens<T> tokens, const int64_t* labels, const int
       const int64_t b = first + i / steps, channel = i % steps * step;
       CALL_BEST_ISA(contrast_gradient, images[b], weights, tokens.at(b, 0), tokens.patch, s.width, channel,
                     scratch.data + thread * scratch_size, grad_tokens + b * image_size);
+    });
+    parallel.loop(count * s.patches, grain_for(4 * s.width), [&](int64_t begin, int64_t end, int) {
+      best_isa([&]() TOCO_INLINE {
+        for (int64_t i = begin; i < end; ++i) {
+          const int64_t b = first + i / s.patches, at = i % s.patches;
+          if (at >= images[b].count) continue;
+          const int64_t n = images[b].order[at];
+          gradient_of_token(tokens.at(b, n), images[b].lengths[at], s.width,
+                            grad_tokens + (b * s.patches + n) * s.width);
+        }
+      });
     });
   }
   *loss = A(total);

@@ -22,9 +22,7 @@ struct ContrastImage {
   std::vector<Range> classes;      // where the tokens of each label are, in `order`
   std::vector<A> ids;              // (padded) the number of a token's class
   std::vector<Length<A>> lengths;  // (count)
-  std::vector<A> row_sums;         // (padded) sum over j of w_ij |s_ij|
-
-  std::vector<A> scales;  // (padded) of a token in bf16_panels: times this it has length 1
+  std::vector<A> scales;           // (padded) of a token in bf16_panels: times this it has length 1
 
   // In buffers that the images share:
   A* panels;                  // (padded / kPanel, D, kPanel) unit vectors; null where bf16_panels are

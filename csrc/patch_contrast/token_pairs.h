@@ -2,6 +2,8 @@
 
 #include "common/panels.h"
 
+constexpr int kPanels = kTile / kPanel;
+
 // Bit j is set where x[j] < 0, and where x[j] == 0.
 struct Signs {
   uint32_t negative, zero;
@@ -39,17 +41,26 @@ TOCO_TARGET static inline void transpose_bits(uint32_t* words) {
       }
 }
 
-// Weighs the cosines of panel p's tokens with panel q's. Adds each token's sum of w |s| over the others to row_sums
-// and, unless p is q, to column_sums; writes the signs where they are wanted.
+// What the tokens along one side of a tile gather from it.
+template <typename A>
+struct Side {
+  A sums[kTile] = {};  // of w |s|
+  uint64_t negative[kTile] = {}, zero[kTile] = {};
+};
+
+// Weighs the cosines of panel p's tokens with panel q's, and notes their signs: for p's tokens in `left` and, unless p
+// is q, for q's in `right`.
 template <typename A>
 TOCO_TARGET static inline void weigh_panels(A* cosines, const ContrastImage<A>& image, Weights<A> weights, int64_t p,
-                                            int64_t q, A* row_sums, A* column_sums) {
+                                            int64_t q, Side<A>& left, Side<A>& right) {
   using V = typename Vector<A>::type;
+  using U = typename Vector<A>::unaligned;
   constexpr int kSize = Vector<A>::kSize, kVectors = kPanel / kSize;
   const A *left_ids = image.ids.data() + p * kPanel, *right_ids = image.ids.data() + q * kPanel;
   const int rows = int(std::min<int64_t>(kPanel, image.count - p * kPanel));
   const int64_t columns = image.count - q * kPanel;
   const uint32_t valid = columns < kPanel ? (uint32_t(1) << columns) - 1 : ~uint32_t(0);
+  const int p_at = p % kPanels * kPanel, q_at = q % kPanels * kPanel;
   uint32_t negative[kPanel] = {}, zero[kPanel] = {};
   V column[kVectors] = {};
   for (int i = 0; i < rows; ++i) {
@@ -63,31 +74,22 @@ TOCO_TARGET static inline void weigh_panels(A* cosines, const ContrastImage<A>& 
     V sum{};
     for (int v = 0; v < kVectors; ++v) {
       const V cosine = *(const V*)(row + v * kSize);
-      const V weight = *(const typename Vector<A>::unaligned*)(right_ids + v * kSize) == left_ids[i]
-                           ? V{} + weights.same
-                           : V{} + weights.different;
-      const V weighed = weight * (cosine < 0 ? -cosine : cosine);
+      const auto alike = *(const U*)(right_ids + v * kSize) == left_ids[i];
+      const V weighed = (alike ? V{} + weights.same : V{} + weights.different) * (cosine < 0 ? -cosine : cosine);
       sum += weighed;
       column[v] += weighed;
     }
-    for (int l = 0; l < kSize; ++l) row_sums[i] += sum[l];
+    for (int l = 0; l < kSize; ++l) left.sums[p_at + i] += sum[l];
+    left.negative[p_at + i] |= uint64_t(negative[i]) << q_at;
+    left.zero[p_at + i] |= uint64_t(zero[i]) << q_at;
   }
-  if (p != q)
-    for (int j = 0; j < kPanel; ++j) column_sums[j] += column[j / kSize][j % kSize];
-  if (!image.negative) return;
-
-  // A word holds the signs of two panels.
-  const auto store = [&](uint32_t* bits, uint64_t* words, int64_t of, int64_t with) TOCO_INLINE {
-    for (int i = 0; i < kPanel; ++i)
-      ((uint32_t*)(words + with / 2 * image.padded() + of * kPanel + i))[with % 2] = bits[i];
-  };
-  store(negative, image.negative, p, q);
-  store(zero, image.zero, p, q);
-  if (p != q) {
-    transpose_bits(negative);
-    transpose_bits(zero);
-    store(negative, image.negative, q, p);
-    store(zero, image.zero, q, p);
+  if (p == q) return;
+  transpose_bits(negative);
+  transpose_bits(zero);
+  for (int j = 0; j < kPanel; ++j) {
+    right.sums[q_at + j] += column[j / kSize][j % kSize];
+    right.negative[q_at + j] |= uint64_t(negative[j]) << p_at;
+    right.zero[q_at + j] |= uint64_t(zero[j]) << p_at;
   }
 }
 
@@ -114,26 +116,27 @@ TOCO_TARGET static inline void multiply_tokens(const ContrastImage<A>& image, in
 template <typename A>
 TOCO_TARGET void contrast_tile(const ContrastImage<A>& image, Weights<A> weights, int64_t width, int64_t row,
                                int64_t column) {
-  constexpr int kPanels = kTile / kPanel;
-  alignas(64) A cosines[kPanel * kPanel], row_sums[kTile] = {}, column_sums[kTile] = {};
-  for (int left = 0; left < kPanels; ++left)
-    for (int right = 0; right < kPanels; ++right) {
-      int64_t p = row * kPanels + left, q = column * kPanels + right;
-      if (p > q || q * kPanel >= image.count) continue;
-      A *p_sums = row_sums + left * kPanel, *q_sums = column_sums + right * kPanel;
-      if (p < q && (q + 1) * kPanel > image.count) {  // the shorter panel gives the rows: missing ones cost nothing
-        std::swap(p, q);
-        std::swap(p_sums, q_sums);
-      }
+  alignas(64) A cosines[kPanel * kPanel];
+  Side<A> rows, columns;
+  Side<A>& across = row == column ? rows : columns;
+  for (int64_t left = row * kPanels; left < (row + 1) * kPanels; ++left)
+    for (int64_t right = std::max(left, column * kPanels); right < (column + 1) * kPanels; ++right) {
+      if (right * kPanel >= image.count) continue;
+      // The panel with fewer tokens gives the rows: missing ones cost nothing.
+      const bool swap = (right + 1) * kPanel > image.count;
+      const int64_t p = swap ? right : left, q = swap ? left : right;
       multiply_tokens(image, p, q, width, cosines);
-      weigh_panels(cosines, image, weights, p, q, p_sums, q_sums);
+      weigh_panels(cosines, image, weights, p, q, swap ? across : rows, swap ? rows : across);
     }
-  A* rows = image.sums + column * image.padded() + row * kTile;
-  A* columns = image.sums + row * image.padded() + column * kTile;
-  for (int i = 0; i < kTile; ++i) {
-    rows[i] = row_sums[i] + (row == column ? column_sums[i] : 0);
-    if (row != column) columns[i] = column_sums[i];
-  }
+  const auto store = [&](const Side<A>& side, int64_t of, int64_t with) TOCO_INLINE {
+    const int64_t at = with * image.padded() + of * kTile;
+    std::copy(side.sums, side.sums + kTile, image.sums + at);
+    if (!image.negative) return;
+    std::copy(side.negative, side.negative + kTile, image.negative + at);
+    std::copy(side.zero, side.zero + kTile, image.zero + at);
+  };
+  store(rows, row, column);
+  if (row != column) store(columns, column, row);
 }
 
 constexpr int64_t kAhead = 8;  // tokens
@@ -172,7 +175,7 @@ TOCO_TARGET static inline uint64_t bits_in(Range range, int64_t tile) {
   return (end == kTile ? ~uint64_t(0) : (uint64_t(1) << end) - 1) & ~((uint64_t(1) << begin) - 1);
 }
 
-// Some channels of the gradient of every token of an image: kStrips vectors of them, from `channel` on.
+// Some channels of the gradient of every unit vector of an image: kStrips vectors of them, from `channel` on.
 //
 // Token i's is the sum over j of w_ij sign(s_ij) x_j. With sign = 1 - 2 [s < 0] - [s = 0], the 1 needs no more than the
 // sum of each class, and the rest is a sum over a subset of the tokens: a quarter of the additions, because the sums of
@@ -215,13 +218,18 @@ TOCO_TARGET void contrast_gradient(const ContrastImage<A>& image, Weights<A> wei
   }
 
   for (int64_t strip = 0; strip < strips; ++strip, units += padded, sums += padded) {
-    V total{};
-    for (int64_t i = 0; i < image.count; ++i) total += units[i];
+    // In double: where tokens share a direction, these sums are nearly all of the gradient, and then nearly cancel.
+    double total[kSize] = {};
+    for (int64_t i = 0; i < image.count; ++i)
+      for (int l = 0; l < kSize; ++l) total[l] += double(units[i][l]);
     for (const Range range : image.classes) {
-      V own{};
-      for (int64_t i = range.begin; i < range.end; ++i) own += units[i];
-      const V others = different * (total - own);
-      for (int64_t i = range.begin; i < range.end; ++i) sums[i] = others + same * (own - units[i]);
+      double own[kSize] = {};
+      for (int64_t i = range.begin; i < range.end; ++i)
+        for (int l = 0; l < kSize; ++l) own[l] += double(units[i][l]);
+      for (int64_t i = range.begin; i < range.end; ++i)
+        for (int l = 0; l < kSize; ++l)
+          sums[i][l] = A(double(weights.different) * (total[l] - own[l]) +
+                         double(weights.same) * (own[l] - double(units[i][l])));
     }
     for (int64_t tile = 0; tile < image.tiles(); ++tile) {
       for (int four = 0; four < kTile / 4; ++four) subset_sums(units + tile * kTile + 4 * four, subsets + 16 * four);
@@ -244,11 +252,9 @@ TOCO_TARGET void contrast_gradient(const ContrastImage<A>& image, Weights<A> wei
 
   for (int64_t i = 0; i < image.count; ++i) {
     ahead(grad, i, width);
-    const Length<A> length = image.lengths[i];
-    const A along = length.clamped ? 0 : image.row_sums[i];
     A* row = grad + image.order[i] * width + channel;
     for (int64_t strip = 0; strip < strips; ++strip) {
-      const V gradient = (sums[strip * padded + i] - along * units[strip * padded + i]) * (2 * length.inverse);
+      const V gradient = 2 * sums[strip * padded + i];
       if (strip < whole)
         *(U*)(row + strip * kSize) = gradient;
       else

@@ -37,4 +37,16 @@ TOCO_INLINE inline const float* converted(const T* token, int64_t width, float* 
   return row;
 }
 
+// Turns the gradient of a unit vector, which `grad` holds, into that of the token. What lies along the token is removed
+// as computed, not as theory has it: where tokens share a direction, that is nearly all of the gradient.
+template <typename T, typename A = Accumulate<T>>
+TOCO_INLINE inline void gradient_of_token(const T* token, Length<A> length, int64_t width, A* grad) {
+  A along = 0;
+  if (!length.clamped) {
+#pragma omp simd reduction(+ : along)
+    for (int64_t d = 0; d < width; ++d) along += grad[d] * (A(token[d]) * length.inverse);
+  }
+  for (int64_t d = 0; d < width; ++d) grad[d] = (grad[d] - along * (A(token[d]) * length.inverse)) * length.inverse;
+}
+
 }  // namespace toco
