@@ -19,6 +19,12 @@ def token_inputs(batch=3, patches=63, width=24, *, classes=4, ignored=0.3, label
     return {"tokens": tokens, "labels": labels}
 
 
+def alike(inputs):
+    """Tokens that share a direction, as those of trained transformers do: nearly all of a gradient lies along it."""
+    tokens = inputs["tokens"]
+    return inputs | {"tokens": tokens[:, :1] + tokens / 10}
+
+
 def with_zeros(inputs):
     """Some tokens are zero vectors, some have no channel in common: cosines of exactly zero."""
     tokens = inputs["tokens"].clone()
@@ -58,6 +64,7 @@ PATCH_TOKEN_CONTRAST = Room(
         "as in ToCo": lambda: token_inputs(1, 196, 384, image=(14, 14)),
         "many blocks": lambda: token_inputs(1, 523, 33, ignored=0.05),
         "whole blocks": lambda: token_inputs(1, 256, 16, ignored=0.0),
+        "a shared direction": lambda: alike(token_inputs(1, 300, 40, labels=torch.arange(300)[None] // 75)),
         "all ignored": lambda: token_inputs(2, 20, 8, labels=torch.full((2, 20), 255)),
         "one image ignored": lambda: token_inputs(2, 20, 8, labels=torch.tensor([[255] * 20, [1, 2] * 10])),
         "one class": lambda: token_inputs(2, 70, 8, classes=1),
@@ -151,6 +158,7 @@ PATCH_CONTRASTIVE_ERROR = Room(
         "more than one block": lambda: error_inputs(2, 300, 40),
         "logarithmic": lambda: error_inputs(form="log"),
         "logarithmic, many blocks": lambda: error_inputs(1, 400, 33, form="log", threshold=0.8),
+        "a shared direction": lambda: alike(error_inputs(1, 100, 40)),
         "as in TKP-PCL": lambda: error_inputs(1, 196, 384, classes=21),
         "an image": lambda: as_image(error_inputs(2, 35, 16), (5, 7)),
         "every class labelled": lambda: error_inputs(background=False),

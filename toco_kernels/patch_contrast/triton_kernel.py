@@ -16,7 +16,7 @@ from .triton_classes import (
     log_kernel,
     sides_kernel,
 )
-from .triton_rows import ALIGN, BLOCK_LABELS, BLOCK_RANK, ROWS, rank_kernel, rows_kernel, sum_kernel
+from .triton_rows import ALIGN, BLOCK_LABELS, BLOCK_RANK, ROWS, project_kernel, rank_kernel, rows_kernel, sum_kernel
 from .triton_tiles import patch_token_contrast_backward_kernel, patch_token_contrast_kernel, weights_kernel
 
 # By the size of an element. One set for every GPU: a block has at most 99 KB of shared memory on 8.6, 8.9 and 12.x
@@ -40,12 +40,14 @@ def patch_token_contrast(
     ignore_index: int,
     with_grad: bool,
 ) -> tuple[Tensor, Tensor]:
-    """The loss, and its gradient in float32. Five launches, six with the gradient.
+    """The loss, and its gradient in float32. Five launches, seven with the gradient.
 
     In half precision products take the tokens themselves, and their lengths enter later, in float32: unit vectors
     rounded to half precision would cost a digit of the cosines.
     """
     batch, patches, channels = tokens.shape
+    torch._check(labels.shape == (batch, patches), lambda: "labels must have the shape (B, N) of the tokens")
+    torch._check(labels.device == tokens.device, lambda: "labels must be on the device of the tokens")
     new = _allocator(tokens.device)
     loss, grad_tokens = new(), new(batch, patches, channels) if with_grad else new(0)
     if batch * patches == 0:
@@ -61,9 +63,8 @@ def patch_token_contrast(
     columns = triton.cdiv(patches, tile["BLOCK"])
     tiles = columns * (columns + 1) // 2
     totals = new(batch, tiles)
-    parts = new(batch, columns, row_count) if with_grad else None
     signs = new(2, batch, row_count, row_count // 32, dtype=torch.int32) if with_grad else None
-    sizes = patches, channels, row_count, pitch, columns
+    sizes = patches, channels, row_count, pitch
     precision = _precision(tokens.dtype)
     patch_token_contrast_kernel[(tiles, batch)](
         rows,
@@ -71,7 +72,6 @@ def patch_token_contrast(
         starts,
         valid,
         weights,
-        parts,
         signs,
         totals,
         *sizes,
@@ -84,19 +84,31 @@ def patch_token_contrast(
         patch_token_contrast_backward_kernel[(triton.cdiv(channels, backward["BLOCK_D"]), columns, batch)](
             rows,
             units,
-            inverses,
             order,
             starts,
             stops,
             valid,
             weights,
-            parts,
             signs,
             grad_tokens,
             *sizes,
             BLOCK=tile["BLOCK"],
             PRECISION=precision,
             **backward,
+        )
+        project_kernel[(triton.cdiv(patches, ROWS), batch)](
+            rows,
+            units,
+            inverses,
+            order,
+            valid,
+            grad_tokens,
+            patches,
+            channels,
+            row_count,
+            pitch,
+            BLOCK_N=ROWS,
+            BLOCK_D=min(1024, triton.next_power_of_2(pitch)),
         )
     return loss, grad_tokens
 
@@ -115,7 +127,12 @@ def patch_contrastive_error(
     the logarithmic one, which divides by cosines' distance to ±1, span more than float16 holds.
     """
     batch, patches, channels = tokens.shape
-    count = scores.shape[2]
+    count = scores.shape[-1]
+    torch._check(scores.shape == (batch, patches, count), lambda: "scores must have the shape (B, N, C)")
+    torch._check(classes.shape == (batch, count), lambda: "classes must have the shape (B, C) of the scores")
+    torch._check(form in ("linear", "log"), lambda: "form must be 'linear' or 'log'")
+    for x in (scores, classes):
+        torch._check(x.device == tokens.device, lambda: "all tensors must be on the device of the tokens")
     new = _allocator(tokens.device)
     loss, grad_tokens = new(), new(batch, patches, channels) if with_grad else new(0)
     if batch * patches * count == 0:

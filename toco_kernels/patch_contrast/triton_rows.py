@@ -150,6 +150,49 @@ def rows_kernel(
         tl.store(rows + d, x.to(rows.dtype.element_ty), mask=d < pitch)
 
 
+@triton.jit(do_not_specialize=["patches", "channels"])
+def project_kernel(
+    rows,  # (B, rows, pitch)
+    units,  # (B, rows)
+    inverses,  # (B, rows)
+    order,  # (B, N)
+    valid_counts,  # (B)
+    grad_tokens,  # (B, N, D) float32: gradients of unit vectors, then of tokens
+    patches,
+    channels,
+    row_count,
+    pitch,
+    BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    """grad = (g - <g, x> x) / |x| for unit vectors x: what lies along a token is removed as computed.
+
+    Theory knows <g, x> before, as the row sums of the loss. But where tokens share a direction it is nearly all of g,
+    and subtracting what g is not exactly leaves an error many times that of autograd.
+    """
+    image = tl.program_id(1).to(tl.int64)
+    n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    taking_part = n < tl.load(valid_counts + image)
+    patch = tl.load(order + image * patches + n, mask=taking_part, other=0).to(tl.int64)
+    rows += image * row_count * pitch + n.to(tl.int64)[:, None] * pitch
+    grads = grad_tokens + (image * patches + patch[:, None]) * channels
+    unit = tl.load(units + image * row_count + n)
+    inverse = tl.load(inverses + image * row_count + n)
+    radial = tl.zeros([BLOCK_N], tl.float32)
+    for first in range(0, channels, BLOCK_D):
+        d = first + tl.arange(0, BLOCK_D)[None, :]
+        inside = taking_part[:, None] & (d < channels)
+        x = tl.load(rows + d, mask=inside, other=0).to(tl.float32) * unit[:, None]
+        radial += tl.sum(tl.load(grads + d, mask=inside, other=0) * x, axis=1)
+    radial = tl.where(inverse < 1e8, radial, 0.0)  # a norm below 1e-8 counts as 1e-8: a constant
+    for first in range(0, channels, BLOCK_D):
+        d = first + tl.arange(0, BLOCK_D)[None, :]
+        inside = taking_part[:, None] & (d < channels)
+        x = tl.load(rows + d, mask=inside, other=0).to(tl.float32) * unit[:, None]
+        grad = tl.load(grads + d, mask=inside, other=0)
+        tl.store(grads + d, (grad - radial[:, None] * x) * inverse[:, None], mask=inside)
+
+
 @triton.jit(do_not_specialize=["count", "constant"])
 def sum_kernel(
     parts,  # (count) float32

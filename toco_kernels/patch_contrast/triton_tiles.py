@@ -46,21 +46,19 @@ def weights_kernel(
     tl.store(weights + 1, pair_weight(different))
 
 
-@triton.jit(do_not_specialize=["patches", "channels", "blocks"])
+@triton.jit(do_not_specialize=["patches", "channels"])
 def patch_token_contrast_kernel(
     rows,  # (B, rows, pitch)
     units,  # (B, rows)
     starts,  # (B, N)
     valid_counts,  # (B)
     weights,  # (2)
-    parts,  # (B, blocks, rows): Σ of ± weight * |S| over the columns of each block
     signs,  # (2, B, rows, rows / 32) int32: bits of S > 0, bits of S < 0
     totals,  # (B, tiles)
     patches,
     channels,
     row_count,
     pitch,
-    blocks,
     BLOCK: tl.constexpr,
     BLOCK_D: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -93,13 +91,8 @@ def patch_token_contrast_kernel(
         weight = tl.where(label[:, None] == other[None, :], -tl.load(weights), tl.load(weights + 1))
         counts = (i[:, None] != j[None, :]) & (i < valid)[:, None] & (j < valid)[None, :]
         value = tl.where(counts, weight * tl.abs(s), 0.0)
-        across = tl.sum(value, axis=1)
-        tl.store(total, tl.sum(across) * tl.where(row == column, 1.0, 2.0))
+        tl.store(total, tl.sum(tl.sum(value, axis=1)) * tl.where(row == column, 1.0, 2.0))
         if WITH_GRAD:
-            parts += image * blocks * row_count
-            tl.store(parts + column * row_count + i, across)
-            if row != column:
-                tl.store(parts + row * row_count + j, tl.sum(value, axis=0))
             words = row_count // 32
             for sign in tl.static_range(2):
                 bits = counts & ((s > 0) if sign == 0 else (s < 0))
@@ -148,30 +141,27 @@ def signs_times_units(
     return tl.where(same == SAME, sign, 0) * (tl.load(units + j) * SCALE)[None, :]
 
 
-@triton.jit(do_not_specialize=["patches", "channels", "blocks"])
+@triton.jit(do_not_specialize=["patches", "channels"])
 def patch_token_contrast_backward_kernel(
     rows,  # (B, rows, pitch)
     units,  # (B, rows)
-    inverses,  # (B, rows)
     order,  # (B, N)
     starts,  # (B, N)
     stops,  # (B, N)
     valid_counts,  # (B)
     weights,  # (2)
-    parts,  # (B, blocks, rows)
     signs,  # (2, B, rows, rows / 32)
     grad_tokens,  # (B, N, D) float32
     patches,
     channels,
     row_count,
     pitch,
-    blocks,
     BLOCK: tl.constexpr,  # rows; as in the forward
     BLOCK_D: tl.constexpr,
     BLOCK_J: tl.constexpr,  # columns of G at a time
     PRECISION: tl.constexpr,
 ):
-    """Some rows and channels of grad = 2 (G X - r x) / |x|, where r = Σ_j G_ij S_ij.
+    """Some rows and channels of 2 G X, the gradient of the unit vectors.
 
     Rows are sorted by label. So patches of other labels come first, then those of the same label, which are few and
     adjacent; in between the sum is multiplied by the ratio of the two weights. Then the product's left side is ±1 (in
@@ -210,13 +200,7 @@ def patch_token_contrast_backward_kernel(
             x = load_rows(rows, at * BLOCK_J, pitch, d, BLOCK_J)
             grad = dot_exact(g.to(x.dtype), x, grad, PRECISION)
 
-        radial = tl.zeros([BLOCK], tl.float32)
-        for column in range(0, tl.cdiv(valid, BLOCK)):
-            radial += tl.load(parts + (image * blocks + column) * row_count + i)
-        inverse = tl.load(inverses + image * row_count + i)
-        radial = tl.where(inverse < 1e8, radial, 0.0)  # a norm below 1e-8 counts as 1e-8: a constant
-        x = load_rows(rows, block * BLOCK, pitch, d, BLOCK).to(tl.float32) * tl.load(units + i)[:, None]
-        grad = 2 * (-same / SCALE * grad - radial[:, None] * x) * inverse[:, None]
+        grad *= -2 * same / SCALE
         grad = tl.where((i < valid)[:, None], grad, 0.0)
     patch = tl.where(patch < 0, ~patch, patch).to(tl.int64)
     target = grad_tokens + (image * patches + patch[:, None]) * channels + d[None, :]
