@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from rooms import PATCH_CONTRASTIVE_ERROR, PATCH_TOKEN_CONTRAST, alike, error_inputs, needs_kernel, token_inputs
+from rooms import PATCH_CONTRASTIVE_ERROR, PATCH_TOKEN_CONTRAST, error_inputs, needs_kernel, token_inputs
 
 from toco_kernels import (
     PatchContrastiveErrorLoss,

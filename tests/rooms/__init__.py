@@ -2,7 +2,7 @@
 
 from .affinity_refine import AFFINITY_REFINE, REFINE_CAM_LABELS, label_inputs, refine_inputs
 from .class_contrast import CLASS_CONTRAST, class_contrast_inputs
-from .patch_contrast import PATCH_CONTRASTIVE_ERROR, PATCH_TOKEN_CONTRAST, alike, error_inputs, token_inputs
+from .patch_contrast import PATCH_CONTRASTIVE_ERROR, PATCH_TOKEN_CONTRAST, error_inputs, token_inputs
 from .room import Room, needs_kernel
 
 ROOMS = [
@@ -21,7 +21,6 @@ __all__ = [
     "REFINE_CAM_LABELS",
     "ROOMS",
     "Room",
-    "alike",
     "class_contrast_inputs",
     "error_inputs",
     "label_inputs",
