@@ -225,14 +225,35 @@ def test_labels_of_any_dtype(dtype, device):
     assert torch.equal(label_to_aff_mask(labels_of(device, dtype)), pair(device)[1])
 
 
-def test_ignore_index(device):
-    labels = labels_of(device)
-    mask = label_to_aff_mask(labels, 0)
-    expected = reference.affinity_mask(labels.flatten(1), 0)
-    actual = loss_and_grad(get_masked_ptc_loss, tokens(device), mask)
-    assert torch.equal(mask, expected)
-    assert_same(actual, expected, device)
-    assert torch.equal(label_to_aff_mask(cam_label=labels, ignore_index=0), expected)
+@pytest.mark.parametrize(
+    ("ignore_index", "rows"),  # of the labels [0, 1, 1, 2]
+    [
+        (255, [[255, 0, 0, 0], [0, 255, 1, 0], [0, 1, 255, 0], [0, 0, 0, 255]]),
+        (-1, [[-1, 0, 0, 0], [0, -1, 1, 0], [0, 1, -1, 0], [0, 0, 0, -1]]),
+        (2, [[2, 0, 0, 2], [0, 2, 1, 2], [0, 1, 2, 2], [2, 2, 2, 2]]),
+        (1, [[1, 1, 1, 0], [1, 1, 1, 1], [1, 1, 1, 1], [0, 1, 1, 1]]),
+        (0, [[0, 0, 0, 0], [0, 0, 1, 0], [0, 1, 0, 0], [0, 0, 0, 0]]),
+    ],
+)
+def test_ignore_index(ignore_index, rows, device):
+    """It is what the mask holds beside ignored patches, so with 0 and 1 those differ from all others, or agree."""
+    labels = torch.tensor([[[0, 1], [1, 2]]], device=device)
+    expected = torch.tensor([rows], device=device)
+    compiled = torch.compile(label_to_aff_mask, fullgraph=True, backend="eager")
+    assert torch.equal(compiled(labels, ignore_index), expected)
+
+    inputs = tokens(device).detach()[:1, :, :2, :2].requires_grad_()
+    plain = loss_and_grad(get_masked_ptc_loss, inputs, expected)
+    for loss in (get_masked_ptc_loss, torch.compile(get_masked_ptc_loss, fullgraph=True, backend="eager")):
+        mask = label_to_aff_mask(cam_label=labels, ignore_index=ignore_index)
+        for a, b in zip(loss_and_grad(loss, inputs, mask), plain, strict=True):
+            torch.testing.assert_close(a, b)
+        assert torch.equal(mask, expected)
+
+
+def test_fractions_of_labels_do_not_count(device):
+    labels = torch.tensor([[[0.2, 0.7, 1.4]]], device=device)
+    assert label_to_aff_mask(labels).tolist() == [[[255, 1, 0], [1, 255, 0], [0, 0, 255]]]
 
 
 @pytest.mark.parametrize("make", [lambda mask: mask, lambda mask: mask + 0], ids=["labels", "plain"])

@@ -186,6 +186,14 @@ def test_labels_of_any_integer_dtype(dtype, device):
     assert torch.equal(patch_token_contrast(inputs["tokens"], labels.to(dtype), ignore_index=100), expected)
 
 
+@pytest.mark.parametrize("integer", [np.int64, np.int32, np.uint8])
+def test_ignore_index_of_any_integer_type(integer, device):
+    inputs = on(device, token_inputs(2, 35, 12))
+    inputs["labels"] = inputs["labels"].masked_fill(inputs["labels"] == 255, 100)
+    expected = patch_token_contrast(**inputs, ignore_index=100)
+    assert torch.equal(patch_token_contrast(**inputs, ignore_index=integer(100)), expected)
+
+
 def test_255_is_ignored_in_uint8(device):
     inputs = on(device, token_inputs(2, 35, 12))
     actual = patch_token_contrast(inputs["tokens"], inputs["labels"].to(torch.uint8))

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch._C._functorch import is_batchedtensor, is_legacy_batchedtensor
 from torch.autograd import forward_ad
 
 NAMESPACE = "toco_kernels"
@@ -197,6 +198,9 @@ class _Loss(torch.autograd.Function):
     An autograd.Function around the operator, not `register_autograd` on it: losses on class tokens take microseconds,
     and the registered formula costs 23 of them more per training step than this (87 against 110, measured). The
     gradient is scaled in place: making a second tensor of its size costs more than the multiplication.
+
+    Until the first backward the gradient is kept on `ctx`, and not among its saved tensors, which nobody may write to:
+    hooks on those (`torch.autograd.graph.save_on_cpu`, `saved_tensors_hooks`) move `x` elsewhere and the gradient not.
     """
 
     @staticmethod
@@ -204,6 +208,8 @@ class _Loss(torch.autograd.Function):
         loss, grad = overload(x, *args, True)
         ctx.save_for_backward(x)
         ctx.overload, ctx.args, ctx.grad = overload, args, grad
+        if not torch.compiler.is_compiling():  # a compiled graph scales out of place, and never needs `args` again
+            ctx.versions = _versions(args)
         return loss
 
     @staticmethod
@@ -211,11 +217,39 @@ class _Loss(torch.autograd.Function):
         (x,) = ctx.saved_tensors
         grad, ctx.grad = ctx.grad, None
         if grad is None:  # a retained graph: the first backward has scaled it in place
+            _check_unchanged(ctx)
             _, grad = ctx.overload(x, *ctx.args, True)
-        grad = grad.mul_(grad_loss).to(x.dtype)
+        if _is_batched(grad_loss):  # is_grads_batched=True: the result does not fit into the memory of one gradient
+            ctx.grad = grad
+            grad = grad * grad_loss
+        else:
+            grad = grad.mul_(grad_loss)
+        grad = grad.to(x.dtype)
         if torch.is_grad_enabled():  # create_graph=True
             grad = _NoSecondDerivative.apply(grad, x)
         return None, grad, *[None] * len(ctx.args)
+
+
+def _is_batched(tensor: Tensor) -> bool:
+    """Whether this is several tensors in the shape of one."""
+    return not torch.compiler.is_compiling() and (is_legacy_batchedtensor(tensor) or is_batchedtensor(tensor))
+
+
+def _versions(args: tuple) -> list[int | None]:
+    """How often each argument was written to; None where nobody counts, as for tensors of the inference mode."""
+    return [a._version if isinstance(a, Tensor) and not a.is_inference() else None for a in args]
+
+
+def _check_unchanged(ctx) -> None:
+    """The operator can run on its arguments again only if they are what they were. Autograd itself watches `x`."""
+    declared = ctx.overload._schema.arguments[1:-1]
+    for argument, before, now in zip(declared, ctx.versions, _versions(ctx.args), strict=True):
+        if before != now:
+            raise RuntimeError(
+                "toco_kernels: one of the variables needed for gradient computation has been modified by an inplace "
+                f"operation: {argument.name} is at version {now}; expected version {before} instead. A second backward "
+                "through a retained graph computes the gradient again, from the arguments of the loss"
+            )
 
 
 class _NoSecondDerivative(torch.autograd.Function):

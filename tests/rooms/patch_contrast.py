@@ -93,6 +93,7 @@ PATCH_TOKEN_CONTRAST = Room(
         "labels: fractions": lambda i: i | {"labels": i["labels"].float()},
         "labels: other device": lambda i: i | {"labels": i["labels"].to("meta")},
         "ignore_index: a fraction": lambda i: i | {"ignore_index": 0.5},
+        "ignore_index: yes or no": lambda i: i | {"ignore_index": True},
         "process_group: a name": lambda i: i | {"process_group": "world"},
     },
     differentiable=("tokens",),

@@ -21,7 +21,8 @@ class _Content:
 
 
 class AffinityMask(Tensor):
-    """(B, N, N) int64: 1 where labels of patches are equal, 0 where not, 255 beside ignored ones and on the diagonal.
+    """(B, N, N) int64: 1 where labels of patches are equal, 0 where not, `ignore_index` in rows and columns of ignored
+    patches and on the diagonal.
 
     To PyTorch it is such a tensor. The first operation that reads its values makes them, and works on them. Whatever
     may write to them, or hands out a view through which that can be done, makes this an ordinary mask: `labels` is
@@ -66,7 +67,7 @@ class AffinityMask(Tensor):
         """The ordinary tensor, for reading."""
         content = self._content
         if content.values is None:
-            content.values = reference.affinity_mask(content.labels, content.ignore_index)
+            content.values = reference.affinity_mask(content.labels, content.ignore_index, content.ignore_index)
         return content.values
 
     def exposed(self) -> Tensor:  # (B, N, N) int64

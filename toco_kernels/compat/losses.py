@@ -44,14 +44,18 @@ def label_to_aff_mask(
     cam_label: Tensor,  # (B, h, w)
     ignore_index: int = 255,
 ) -> Tensor:  # (B, h * w, h * w) int64
-    """Which patches have the same pseudo label: 1 the same, 0 not, 255 beside ignored patches and on the diagonal.
+    """Which patches have the same pseudo label: 1 the same, 0 not.
+
+    Rows and columns of ignored patches and the diagonal have the value `ignore_index`.
 
     The mask is an `AffinityMask`: a tensor like any other, but made of its labels, which are copied. Its values come
     into being when somebody reads them; `get_masked_ptc_loss` does not. Inside torch.compile it is a plain tensor.
 
     Args:
-        cam_label: (B, h, w) pseudo labels of patches, integers, or floating-point numbers that are cast to int64.
-        ignore_index: the label of patches that take no part.
+        cam_label: (B, h, w) pseudo labels of patches, integers, or floating-point numbers, of which only the integer
+            part counts: 0.2 and 0.7 are one label here, and were two in the published code.
+        ignore_index: the label of patches that take no part, and what the mask says of them. As published, a mask with
+            0 or 1 there says that they differ from every patch, or agree with every one.
 
     Returns:
         The (B, h * w, h * w) mask on the labels' device.
@@ -66,7 +70,7 @@ def label_to_aff_mask(
         raise bad_type("cam_label", "be integers or floating point", cam_label.dtype)
     labels = cam_label.detach().flatten(1)
     if torch.compiler.is_compiling():
-        return reference.affinity_mask(labels.long(), int(ignore_index))
+        return reference.affinity_mask(labels.long(), int(ignore_index), int(ignore_index))
     return AffinityMask.of(labels.to(torch.int64, copy=True), int(ignore_index))
 
 
@@ -79,9 +83,9 @@ def get_masked_ptc_loss(
     Args:
         inputs: (B, C, h, w) patch tokens.
         mask: (B, h * w, h * w): 1 where two patches should agree, 0 where they should differ, anything else ignored.
-            One of `label_to_aff_mask` is computed from its labels. Any other, or one that was changed, is used as it
-            is, by the published formula in plain PyTorch: matrices of N x N are stored, and a NaN in an ignored patch
-            is multiplied by 0.
+            One of `label_to_aff_mask` is computed from its labels. Any other, one that was changed, or one whose
+            `ignore_index` is 0 or 1, is used as it is, by the published formula in plain PyTorch: matrices of N x N are
+            stored, and a NaN in an ignored patch is multiplied by 0.
 
     Returns:
         The scalar loss, differentiable in `inputs`.
@@ -100,7 +104,7 @@ def get_masked_ptc_loss(
         expected = (len(inputs), patches, patches)
         raise bad_value("mask", f"have shape (B, h * w, h * w) = {expected}", f"shape {tuple(mask.shape)}")
     if isinstance(mask, AffinityMask):
-        if mask.labels is not None:
+        if mask.labels is not None and mask.ignore_index not in (0, 1):  # which are the values of pairs that count
             labels = mask.labels.unflatten(1, inputs.shape[2:])
             return patch_token_contrast(inputs, labels, ignore_index=mask.ignore_index)
         mask = mask.values()  # a compiler sees through plain tensors only

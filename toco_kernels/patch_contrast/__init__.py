@@ -1,4 +1,7 @@
-"""Contrast of patch tokens by their pseudo labels, without a single N × N matrix.
+"""Contrast of patch tokens by their pseudo labels.
+
+The kernels keep at most two bits for each pair of patches, and no N × N matrix of numbers. On GPUs below compute
+capability 8.0, in float64 on a GPU and where no kernel is built, the reference answers, which does have the matrices.
 
 `patch_token_contrast`, ToCo (CVPR 2023): with c_ij = |cos(x_i, x_j)| over ordered pairs i ≠ j of one image, pairs with
 an ignored patch excluded, and their counts n+ and n- over the whole batch:

@@ -11,7 +11,8 @@ class PatchTokenContrastLoss(nn.Module):
 
     Args:
         ignore_index: the label of patches that take no part.
-        process_group: None, or the processes whose batches are one.
+        process_group: None, or the processes whose batches are one. A group can neither be copied nor pickled, so
+            neither can a module that has one: copy it without, and set the attribute `process_group` afterwards.
     """
 
     def __init__(self, ignore_index: int = 255, process_group=None):

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from .._library import accumulate_dtype, define_loss, register_triton
 from ..common.checks import check_floating, check_same_device, check_tensor, in_autocast_dtype
-from ..common.errors import bad_type, bad_value, number
+from ..common.errors import bad_type, bad_value, integer, number
 from . import reference
 
 _contrast = define_loss(
@@ -41,8 +41,9 @@ def patch_token_contrast(
                 + 1/2 *      Σ c[i, j] over pairs with different labels / (n- + 1)
 
     over ordered pairs i ≠ j of which neither is ignored; n+ and n- count them in the whole batch. A cosine of exactly 0
-    has the gradient 0. Neither an N × N matrix of cosines nor one of labels is ever stored: loss and gradient come from
-    one pass, and ignored tokens are never read.
+    has the gradient 0. Loss and gradient come from one pass, and ignored tokens are never read. The kernels keep two
+    bits for each pair and no N × N matrix of numbers. On GPUs below compute capability 8.0, in float64 on a GPU and
+    where no kernel is built, the reference answers, which does have the matrices.
 
     Args:
         tokens: (B, N, D) or (B, D, H, W) patch tokens, float32, float64, float16 or bfloat16. Under autocast they are
@@ -58,7 +59,7 @@ def patch_token_contrast(
 
     Raises:
         TypeError: an argument is no tensor or has a dtype not listed above.
-        ValueError: shapes or devices disagree.
+        ValueError: shapes or devices disagree, or `ignore_index` is no integer.
 
     Source: ToCo (Ru et al., CVPR 2023), patch token contrast; `get_masked_ptc_loss`, `label_to_aff_mask` in its code.
     """
@@ -70,8 +71,7 @@ def patch_token_contrast(
     shape, labels = tuple(labels.shape), labels.flatten(1).long()
     if labels.shape != tokens.shape[:2]:
         raise bad_value("labels", f"have a label per patch, (B, N) = {tuple(tokens.shape[:2])}", f"shape {shape}")
-    if type(ignore_index) is not int:
-        raise bad_type("ignore_index", "be an int", type(ignore_index).__name__)
+    ignore_index = integer(ignore_index, "ignore_index", least=-(2**63))
     if process_group is None:
         return _contrast(tokens, labels, None, ignore_index)
     if not isinstance(process_group, dist.ProcessGroup):

@@ -11,12 +11,13 @@ LEAST = 1e-6  # of what a logarithm is taken of
 def affinity_mask(
     labels: Tensor,  # (B, N)
     ignore_index: int,
+    excluded: int = 255,
 ) -> Tensor:  # (B, N, N) int64
-    """1 where two patches have the same label, 0 where they differ, 255 on the diagonal and beside ignored patches."""
+    """1 where labels are the same, 0 where they differ, `excluded` on the diagonal and beside ignored patches."""
     mask = (labels[:, None] == labels[:, :, None]).long()
     ignored = labels == ignore_index
-    mask = mask.masked_fill(ignored[:, None] | ignored[:, :, None], 255)
-    return mask.masked_fill(torch.eye(labels.shape[1], dtype=torch.bool, device=labels.device), 255)
+    mask = mask.masked_fill(ignored[:, None] | ignored[:, :, None], excluded)
+    return mask.masked_fill(torch.eye(labels.shape[1], dtype=torch.bool, device=labels.device), excluded)
 
 
 def masked_contrast(
