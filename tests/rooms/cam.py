@@ -121,16 +121,11 @@ def merged(i):
 
 
 def label_scores(cams, i):
-    return [
-        scores
-        for b, cam in enumerate(cams)
-        for scores in (
-            cam,
-            *thresholds(
-                cam.amax(dim=0), *(x[b, 0] if isinstance(x, torch.Tensor) else x for x in (i["high"], i["low"]))
-            ),
-        )
-    ]
+    scores = []
+    for b, cam in enumerate(cams):
+        limits = [x[b, 0] if isinstance(x, torch.Tensor) else x for x in (i["high"], i["low"])]
+        scores += [cam, *thresholds(cam.amax(dim=0), *limits)]
+    return scores
 
 
 def roi_scores(cams, i):

@@ -70,8 +70,8 @@ def merge_cams(
 ) -> Tensor:  # (B, C, *out_size)
     """The normalised CAM from the small maps of all scales, of the images and of their mirror images.
 
-    With x_s the maps of the images at scale s, x'_s those of the mirrored images, and ↑ bilinear interpolation to `size`
-    without aligned corners:
+    With x_s the maps of the images at scale s, x'_s those of the mirrored images, and ↑ bilinear interpolation to
+    `size` without aligned corners:
 
         m   = Σ_s relu(max(↑x_s, mirror(↑x'_s)))
         cam = (m - min m) / (max (m - min m) + 1e-5)                   per image and class, over its pixels
