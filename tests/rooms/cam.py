@@ -351,7 +351,7 @@ def loss_inputs(batch=2, classes=6, size=(12, 19), *, labels=None, scale=3.0, dt
         labels = torch.randint(classes, (batch, *size), generator=generator)
         labels[torch.rand(batch, *size, generator=generator) < 0.3] = 0
         labels[torch.rand(batch, *size, generator=generator) < 0.2] = 255
-        labels[:, :1, :1] = 1
+        labels[:, :1, :1] = min(1, classes - 1)
     else:
         labels = torch.tensor(labels).expand(batch, *size).contiguous()
     logits = torch.randn(batch, classes, *size, generator=generator, dtype=torch.float64) * scale

@@ -1,0 +1,116 @@
+// CAMs: merging scales and flips, labels and regions, crops in doubt, and the segmentation loss.
+// Spec: toco_kernels/cam/reference.py
+#pragma once
+#include <cstdint>
+#include <vector>
+
+#include "common/flags.h"
+#include "common/half.h"
+#include "common/host_device.h"
+#include "common/parallel.h"
+
+namespace toco {
+
+constexpr double kCamEpsilon = 1e-5;  // beside the largest value of a map, which may be 0
+
+// The maps of one scale, (2B, C, height, width): those of the images, then those of their mirror images.
+template <typename T>
+struct ScaleMaps {
+  const T* data;
+  int64_t height, width;
+};
+
+struct MergeShape {
+  int64_t batch, classes, height, width;
+  int64_t out_height, out_width;  // of the result: the merged map is resized where they differ
+};
+
+// Which label a value gets: ignored up to `high`, background up to `low`. A map (B, H, W) takes the place of a number.
+template <typename A>
+struct Limits {
+  A high, low;
+  const A *high_map, *low_map;
+};
+
+// The order of the published assignments. NaN is above everything.
+template <typename A>
+TOCO_HOST_DEVICE int64_t limited_label(A value, int64_t label, A high, A low, int64_t ignore_index) {
+  return value <= low ? 0 : value <= high ? ignore_index : label;
+}
+
+template <typename A>
+TOCO_HOST_DEVICE uint8_t region(A value, A high, A low) {
+  return value >= high ? 2 : value <= low ? 0 : 1;
+}
+
+// Whether `value` takes the place of `best` in a maximum: NaN is largest, and the first of equals stays.
+template <typename A>
+TOCO_HOST_DEVICE bool beats(A value, A best) {
+  return (value > best) | ((value != value) & (best == best));
+}
+
+template <typename T>
+void merge_cams_cpu(const std::vector<ScaleMaps<T>>& maps,
+                    const Flags* image_labels,  // (B, C), or null: all classes
+                    T* cams,                    // (B, C, out_height, out_width)
+                    MergeShape shape, const Parallel& parallel);
+
+template <typename T>
+void merge_cams_to_labels_cpu(const std::vector<ScaleMaps<T>>& maps,
+                              Flags image_labels,    // (B, C)
+                              const int64_t* boxes,  // (B, 4) y0, y1, x0, x1, or null
+                              int64_t* labels,       // (B, out_height, out_width)
+                              double high, double low, int64_t ignore_index, MergeShape shape,
+                              const Parallel& parallel);
+
+template <typename T>
+void merge_cams_to_roi_cpu(const std::vector<ScaleMaps<T>>& maps,
+                           Flags image_labels,  // (B, C)
+                           uint8_t* roi,        // (B, out_height, out_width)
+                           double high, double low, MergeShape shape, const Parallel& parallel);
+
+struct CamShape {
+  int64_t batch, classes, height, width;
+};
+
+template <typename T>
+void cam_to_label_cpu(const T* cams,         // (B, C, H, W)
+                      Flags image_labels,    // (B, C)
+                      const int64_t* boxes,  // (B, 4) y0, y1, x0, x1, or null
+                      Limits<Accumulate<T>> limits,
+                      int64_t* labels,  // (B, H, W)
+                      int64_t ignore_index, CamShape shape, const Parallel& parallel);
+
+template <typename T>
+void cam_to_roi_cpu(const T* cams,       // (B, C, H, W)
+                    Flags image_labels,  // (B, C)
+                    double high, double low,
+                    uint8_t* roi,  // (B, H, W)
+                    CamShape shape, const Parallel& parallel);
+
+struct CropShape {
+  int64_t batch, channels, height, width, crops, size;
+};
+
+template <typename T>
+void crop_uncertain_cpu(const T* images,      // (B, channels, H, W)
+                        const uint8_t* roi,   // (B, H, W)
+                        const double* draws,  // (B, crops) in [0, 1)
+                        T* cut,               // (crops, B, channels, size, size)
+                        T* flags,             // (B, crops)
+                        CropShape shape, const Parallel& parallel);
+
+// logits and grad are (B, C, pixels).
+struct LossShape {
+  int64_t batch, classes, pixels;
+};
+
+template <typename T>
+void segmentation_loss_cpu(const T* logits,        //
+                           const int64_t* labels,  // (B, pixels)
+                           int64_t ignore_index,
+                           Accumulate<T>* loss,         // ()
+                           Accumulate<T>* grad_logits,  // (B, C, pixels), or null when not wanted
+                           LossShape shape, const Parallel& parallel);
+
+}  // namespace toco

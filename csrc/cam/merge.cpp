@@ -1,0 +1,281 @@
+// Merging scales and flips. Bilinear interpolation is separable: rows of the small maps are expanded to full width
+// once, and serve all full rows between them. Everything happens in strips of rows that stay in the cache, twice: first
+// for the least and the largest value of each map, then for the result.
+#include "cam/largest.h"
+#include "common/buffer.h"
+#include "common/resize.h"
+
+namespace toco {
+namespace {
+
+constexpr int64_t kStrip = 64;  // rows of a result
+
+// sum += relu(max(image, mirrored)), with both between two expanded rows. NaN is largest, and stays.
+template <typename A>
+TOCO_INLINE inline void add_scale(const A* image, const A* mirrored, int64_t next, A share, A* sum, int64_t width) {
+  const A rest = 1 - share;
+  const A *image_next = image + next, *mirrored_next = mirrored + next;
+#pragma omp simd
+  for (int64_t x = 0; x < width; ++x) {
+    const A first = rest * image[x] + share * image_next[x];
+    const A second = rest * mirrored[x] + share * mirrored_next[x];
+    const A larger = beats(first, second) ? first : second;
+    sum[x] += larger < 0 ? A(0) : larger;
+  }
+}
+
+// Evaluates merged maps, before normalisation, at the rows of a result. A result of another size than the full map lies
+// between four of its pixels each, and nothing but these is evaluated.
+template <typename T>
+class Merger {
+ public:
+  using A = Accumulate<T>;
+
+  Merger(const std::vector<ScaleMaps<T>>& maps, const MergeShape& s, int64_t out_height, int64_t out_width)
+      : maps_(maps), shape_(s), height_(out_height), width_(out_width) {
+    resized_ = height_ != s.height || width_ != s.width;
+    std::vector<int64_t> columns;  // of the full map
+    for (int64_t x = 0; x < width_; ++x) {
+      across_.push_back(between<A>(x, s.width, width_));
+      columns.push_back(resized_ ? across_[x].near : x);
+    }
+    for (int64_t x = 0; resized_ && x < width_; ++x) columns.push_back(across_[x].far);
+    evaluated_ = int64_t(columns.size());
+    for (const ScaleMaps<T>& map : maps_) {
+      for (const bool mirrored : {false, true})
+        for (const int64_t x : columns)
+          columns_.push_back(between<A>(mirrored ? s.width - 1 - x : x, map.width, s.width));
+      int64_t most = 0;
+      for (int64_t strip = 0; strip < strips(); ++strip) {
+        const SmallRows rows = small_rows(map, strip);
+        most = std::max(most, rows.last - rows.first + 1);
+      }
+      offsets_.push_back(expanded_);
+      most_rows_.push_back(most);
+      expanded_ += 2 * most * evaluated_;
+    }
+  }
+
+  int64_t strips() const { return (height_ + kStrip - 1) / kStrip; }
+  int64_t width() const { return width_; }
+  int64_t scratch() const { return expanded_ + 2 * evaluated_; }
+
+  // row(y, values) for the rows of a strip, with the values of class c of image b.
+  template <typename Row>
+  TOCO_INLINE void each_row(int64_t b, int64_t c, int64_t strip, A* scratch, const Row& row) const {
+    for (size_t s = 0; s < maps_.size(); ++s) expand(b, c, int64_t(s), small_rows(maps_[s], strip), scratch);
+    A *near = scratch + expanded_, *far = near + evaluated_;
+    const int64_t end = std::min(height_, (strip + 1) * kStrip);
+    for (int64_t y = strip * kStrip; y < end; ++y) {
+      if (!resized_) {
+        merge(y, strip, scratch, near);
+      } else {
+        const Between<A> down = between<A>(y, shape_.height, height_);
+        merge(down.near, strip, scratch, near);
+        merge(down.far, strip, scratch, far);
+        for (int64_t x = 0; x < width_; ++x) {
+          const A share = across_[x].share;
+          const A top = (1 - share) * near[x] + share * near[width_ + x];
+          const A bottom = (1 - share) * far[x] + share * far[width_ + x];
+          near[x] = (1 - down.share) * top + down.share * bottom;
+        }
+      }
+      row(y, near);
+    }
+  }
+
+ private:
+  struct SmallRows {
+    int64_t first, last;
+  };
+
+  // The rows of a small map that a strip needs.
+  SmallRows small_rows(const ScaleMaps<T>& map, int64_t strip) const {
+    const int64_t top = strip * kStrip, bottom = std::min(height_, top + kStrip) - 1;
+    const int64_t first = resized_ ? between<A>(top, shape_.height, height_).near : top;
+    const int64_t last = resized_ ? between<A>(bottom, shape_.height, height_).far : bottom;
+    return {between<A>(first, map.height, shape_.height).near, between<A>(last, map.height, shape_.height).far};
+  }
+
+  TOCO_INLINE void expand(int64_t b, int64_t c, int64_t scale, SmallRows rows, A* scratch) const {
+    const ScaleMaps<T>& map = maps_[scale];
+    for (int64_t mirrored = 0; mirrored < 2; ++mirrored) {
+      const T* plane = map.data + (((mirrored * shape_.batch + b) * shape_.classes + c) * map.height) * map.width;
+      const Between<A>* columns = columns_.data() + (2 * scale + mirrored) * evaluated_;
+      A* to = scratch + offsets_[scale] + mirrored * most_rows_[scale] * evaluated_;
+      for (int64_t y = rows.first; y <= rows.last; ++y, to += evaluated_)
+        for (int64_t x = 0; x < evaluated_; ++x) {
+          const Between<A> column = columns[x];
+          to[x] = (1 - column.share) * A(plane[y * map.width + column.near]) +
+                  column.share * A(plane[y * map.width + column.far]);
+        }
+    }
+  }
+
+  // Row y of the full map, at the columns that are evaluated.
+  TOCO_INLINE void merge(int64_t y, int64_t strip, const A* scratch, A* row) const {
+    std::fill_n(row, evaluated_, A(0));
+    for (size_t s = 0; s < maps_.size(); ++s) {
+      const Between<A> down = between<A>(y, maps_[s].height, shape_.height);
+      const A* image = scratch + offsets_[s] + (down.near - small_rows(maps_[s], strip).first) * evaluated_;
+      const int64_t next = (down.far - down.near) * evaluated_;
+      add_scale(image, image + most_rows_[s] * evaluated_, next, down.share, row, evaluated_);
+    }
+  }
+
+  const std::vector<ScaleMaps<T>>& maps_;
+  const MergeShape& shape_;
+  int64_t height_, width_, evaluated_, expanded_ = 0;
+  bool resized_;
+  std::vector<Between<A>> across_;            // (width) between columns of the full map
+  std::vector<Between<A>> columns_;           // (scales, 2, evaluated) between columns of the small maps
+  std::vector<int64_t> offsets_, most_rows_;  // (scales) of the expanded rows
+};
+
+// (value - least) / divisor is the normalised CAM.
+template <typename A>
+struct Normalizer {
+  A least, divisor;
+};
+
+// The normalizers of all present maps, (B, C); of the others nothing is read.
+template <typename T, typename A = Accumulate<T>>
+std::vector<Normalizer<A>> normalizers(const Merger<T>& full, const Flags* image_labels, const MergeShape& s,
+                                       const Parallel& parallel) {
+  std::vector<int64_t> present;
+  for (int64_t pair = 0; pair < s.batch * s.classes; ++pair)
+    if (!image_labels || (*image_labels)[pair]) present.push_back(pair);
+  const int64_t strips = full.strips();
+  std::vector<Normalizer<A>> bounds(present.size() * strips), result(s.batch * s.classes);  // least and largest
+  parallel.loop(int64_t(bounds.size()), 1, [&](int64_t begin, int64_t end, int) {
+    const Buffer<A> scratch(full.scratch());
+    best_isa([&]() TOCO_INLINE {
+      for (int64_t i = begin; i < end; ++i) {
+        const int64_t pair = present[i / strips];
+        A least = std::numeric_limits<A>::infinity(), largest = 0, total = 0;
+        full.each_row(pair / s.classes, pair % s.classes, i % strips, scratch.data,
+                      [&](int64_t, const A* row) TOCO_INLINE {
+#pragma omp simd reduction(min : least) reduction(max : largest) reduction(+ : total)
+                        for (int64_t x = 0; x < s.width; ++x) {
+                          least = row[x] < least ? row[x] : least;
+                          largest = row[x] > largest ? row[x] : largest;
+                          total += row[x];  // nothing is negative: only NaN can make it NaN
+                        }
+                      });
+        bounds[i] = total == total ? Normalizer<A>{least, largest} : Normalizer<A>{total, total};
+      }
+    });
+  });
+  for (size_t i = 0; i < present.size(); ++i) {
+    Normalizer<A> all = bounds[i * strips];
+    for (int64_t strip = 1; strip < strips; ++strip) {
+      const Normalizer<A> next = bounds[i * strips + strip];
+      all.least = next.least < all.least || next.least != next.least ? next.least : all.least;
+      all.divisor = beats(next.divisor, all.divisor) ? next.divisor : all.divisor;
+    }
+    result[present[i]] = {all.least, (all.divisor - all.least) + A(kCamEpsilon)};
+  }
+  return result;
+}
+
+// finish(b, y, largest) for each row of the result.
+template <typename T, typename Finish>
+void each_largest(const std::vector<ScaleMaps<T>>& maps, Flags image_labels, const MergeShape& s,
+                  const Parallel& parallel, const Finish& finish) {
+  using A = Accumulate<T>;
+  const Merger<T> full(maps, s, s.height, s.width), out(maps, s, s.out_height, s.out_width);
+  const auto scales = normalizers(full, &image_labels, s, parallel);
+  parallel.loop(s.batch * out.strips(), 1, [&](int64_t begin, int64_t end, int) {
+    const Buffer<A> scratch(out.scratch()), values(kStrip * s.out_width);
+    const Buffer<int32_t> labels(kStrip * s.out_width);
+    const Largest<A> largest{values.data, labels.data};
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t b = i / out.strips(), first = i % out.strips() * kStrip;
+      const int64_t rows = std::min(s.out_height - first, kStrip), pixels = rows * s.out_width;
+      const std::vector<Candidate> classes = candidates(image_labels, b, s.classes);
+      largest.start(pixels, classes);
+      best_isa([&]() TOCO_INLINE {
+        for (const Candidate& c : classes) {
+          const int32_t label = int32_t(c.index + 1);
+          if (!c.present) {
+            for (int64_t x = 0; x < pixels; ++x) largest.compare(x, A(0), label);
+            continue;
+          }
+          const Normalizer<A> scale = scales[b * s.classes + c.index];
+          out.each_row(b, c.index, i % out.strips(), scratch.data, [&](int64_t y, const A* row) TOCO_INLINE {
+            for (int64_t x = 0; x < s.out_width; ++x)
+              largest.compare((y - first) * s.out_width + x, (row[x] - scale.least) / scale.divisor, label);
+          });
+        }
+      });
+      for (int64_t y = 0; y < rows; ++y)
+        finish(b, first + y, Largest<A>{values.data + y * s.out_width, labels.data + y * s.out_width});
+    }
+  });
+}
+
+}  // namespace
+
+template <typename T>
+void merge_cams_cpu(const std::vector<ScaleMaps<T>>& maps, const Flags* image_labels, T* cams, MergeShape s,
+                    const Parallel& parallel) {
+  using A = Accumulate<T>;
+  const Merger<T> full(maps, s, s.height, s.width), out(maps, s, s.out_height, s.out_width);
+  const auto scales = normalizers(full, image_labels, s, parallel);
+  parallel.loop(s.batch * s.classes * out.strips(), 1, [&](int64_t begin, int64_t end, int) {
+    const Buffer<A> scratch(out.scratch());
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t pair = i / out.strips(), first = i % out.strips() * kStrip;
+      T* to = cams + pair * s.out_height * s.out_width;
+      if (image_labels && !(*image_labels)[pair]) {
+        std::fill_n(to + first * s.out_width, std::min(s.out_height - first, kStrip) * s.out_width, T(A(0)));
+        continue;
+      }
+      best_isa([&]() TOCO_INLINE {
+        out.each_row(pair / s.classes, pair % s.classes, i % out.strips(), scratch.data,
+                     [&](int64_t y, const A* row) TOCO_INLINE {
+                       for (int64_t x = 0; x < s.out_width; ++x)
+                         to[y * s.out_width + x] = T((row[x] - scales[pair].least) / scales[pair].divisor);
+                     });
+      });
+    }
+  });
+}
+
+template <typename T>
+void merge_cams_to_labels_cpu(const std::vector<ScaleMaps<T>>& maps, Flags image_labels, const int64_t* boxes,
+                              int64_t* labels, double high, double low, int64_t ignore_index, MergeShape s,
+                              const Parallel& parallel) {
+  using A = Accumulate<T>;
+  each_largest(maps, image_labels, s, parallel, [&](int64_t b, int64_t y, Largest<A> largest) {
+    const Box box = box_of(boxes, b, s.out_height, s.out_width);
+    write_labels(
+        largest, [&](int64_t) TOCO_INLINE { return A(high); }, [&](int64_t) TOCO_INLINE { return A(low); }, box, y,
+        s.out_width, ignore_index, labels + (b * s.out_height + y) * s.out_width);
+  });
+}
+
+template <typename T>
+void merge_cams_to_roi_cpu(const std::vector<ScaleMaps<T>>& maps, Flags image_labels, uint8_t* roi, double high,
+                           double low, MergeShape s, const Parallel& parallel) {
+  using A = Accumulate<T>;
+  each_largest(maps, image_labels, s, parallel, [&](int64_t b, int64_t y, Largest<A> largest) {
+    uint8_t* to = roi + (b * s.out_height + y) * s.out_width;
+    best_isa([&]() TOCO_INLINE {
+      for (int64_t x = 0; x < s.out_width; ++x) to[x] = region(largest.value[x], A(high), A(low));
+    });
+  });
+}
+
+#define INSTANTIATE(T)                                                                                                 \
+  template void merge_cams_cpu<T>(const std::vector<ScaleMaps<T>>&, const Flags*, T*, MergeShape, const Parallel&);    \
+  template void merge_cams_to_labels_cpu<T>(const std::vector<ScaleMaps<T>>&, Flags, const int64_t*, int64_t*, double, \
+                                            double, int64_t, MergeShape, const Parallel&);                             \
+  template void merge_cams_to_roi_cpu<T>(const std::vector<ScaleMaps<T>>&, Flags, uint8_t*, double, double,            \
+                                         MergeShape, const Parallel&);
+INSTANTIATE(float)
+INSTANTIATE(double)
+INSTANTIATE(Half)
+INSTANTIATE(BFloat16)
+
+}  // namespace toco
