@@ -32,15 +32,17 @@ struct Limits {
   const A *high_map, *low_map;
 };
 
-// The order of the published assignments. NaN is above everything.
+// The order of the published assignments. NaN is above everything. Masks, not branches, so that loops vectorise.
 template <typename A>
 TOCO_HOST_DEVICE int64_t limited_label(A value, int64_t label, A high, A low, int64_t ignore_index) {
-  return value <= low ? 0 : value <= high ? ignore_index : label;
+  const int64_t in_doubt = -int64_t(value <= high), background = -int64_t(value <= low);
+  return ((label & ~in_doubt) | (ignore_index & in_doubt)) & ~background;
 }
 
 template <typename A>
 TOCO_HOST_DEVICE uint8_t region(A value, A high, A low) {
-  return value >= high ? 2 : value <= low ? 0 : 1;
+  const int object = value >= high, background = value <= low;
+  return uint8_t((1 + object) & ~(background & ~object));
 }
 
 // Whether `value` takes the place of `best` in a maximum: NaN is largest, and the first of equals stays.

@@ -42,8 +42,8 @@ void cam_to_label_cpu(const T* cams, Flags image_labels, const int64_t* boxes, L
   using A = Accumulate<T>;
   each_largest(cams, image_labels, s, parallel, [&](int64_t b, int64_t y, Largest<A> largest) {
     const int64_t row = (b * s.height + y) * s.width;
-    const auto high = [&](int64_t x) TOCO_INLINE { return limits.high_map ? limits.high_map[row + x] : limits.high; };
-    const auto low = [&](int64_t x) TOCO_INLINE { return limits.low_map ? limits.low_map[row + x] : limits.low; };
+    const auto high = [=](int64_t x) TOCO_INLINE { return limits.high_map ? limits.high_map[row + x] : limits.high; };
+    const auto low = [=](int64_t x) TOCO_INLINE { return limits.low_map ? limits.low_map[row + x] : limits.low; };
     write_labels(largest, high, low, box_of(boxes, b, s.height, s.width), y, s.width, ignore_index, labels + row);
   });
 }
@@ -53,10 +53,7 @@ void cam_to_roi_cpu(const T* cams, Flags image_labels, double high, double low, 
                     const Parallel& parallel) {
   using A = Accumulate<T>;
   each_largest(cams, image_labels, s, parallel, [&](int64_t b, int64_t y, Largest<A> largest) {
-    uint8_t* to = roi + (b * s.height + y) * s.width;
-    best_isa([&]() TOCO_INLINE {
-      for (int64_t x = 0; x < s.width; ++x) to[x] = region(largest.value[x], A(high), A(low));
-    });
+    write_regions(largest, A(high), A(low), s.width, roi + (b * s.height + y) * s.width);
   });
 }
 

@@ -44,18 +44,33 @@ struct Largest {
   }
 };
 
+// Loops over pixels are functions of values: what a closure refers to could lie where a loop writes, and be reloaded.
+template <typename A, typename High, typename Low>
+TOCO_INLINE inline void label_pixels(Largest<A> largest, High high, Low low, int64_t begin, int64_t end,
+                                     int64_t ignore_index, int64_t* labels) {
+  for (int64_t x = begin; x < end; ++x)
+    labels[x] = limited_label(largest.value[x], int64_t(largest.label[x]), high(x), low(x), ignore_index);
+}
+
+template <typename A>
+TOCO_INLINE inline void mark_pixels(Largest<A> largest, A high, A low, int64_t width, uint8_t* roi) {
+  for (int64_t x = 0; x < width; ++x) roi[x] = region(largest.value[x], high, low);
+}
+
 // Row y of the labels; `high` and `low` are functions of x.
 template <typename A, typename High, typename Low>
-void write_labels(Largest<A> largest, const High& high, const Low& low, const Box& box, int64_t y, int64_t width,
+void write_labels(Largest<A> largest, High high, Low low, const Box& box, int64_t y, int64_t width,
                   int64_t ignore_index, int64_t* labels) {
   const bool inside = box.y0 <= y && y < box.y1 && box.x0 < box.x1;
   const int64_t x0 = inside ? box.x0 : width, x1 = inside ? box.x1 : width;
   std::fill_n(labels, x0, ignore_index);
-  best_isa([&]() TOCO_INLINE {
-    for (int64_t x = x0; x < x1; ++x)
-      labels[x] = limited_label(largest.value[x], int64_t(largest.label[x]), high(x), low(x), ignore_index);
-  });
+  best_isa([&]() TOCO_INLINE { label_pixels(largest, high, low, x0, x1, ignore_index, labels); });
   std::fill_n(labels + x1, width - x1, ignore_index);
+}
+
+template <typename A>
+void write_regions(Largest<A> largest, A high, A low, int64_t width, uint8_t* roi) {
+  best_isa([&]() TOCO_INLINE { mark_pixels(largest, high, low, width, roi); });
 }
 
 }  // namespace toco

@@ -24,6 +24,43 @@ TOCO_INLINE inline void add_scale(const A* image, const A* mirrored, int64_t nex
   }
 }
 
+// Rows of a small map at some columns of the full one, between two small columns each. Runs of columns between the same
+// two are computed in whole blocks: what a block writes too much, the next run or nobody reads.
+template <typename A>
+class Expansion {
+ public:
+  static constexpr int64_t kBlock = 16;
+
+  Expansion(const std::vector<int64_t>& columns, bool mirrored, int64_t small_width, int64_t width)
+      : shares_(columns.size() + kBlock) {
+    for (size_t x = 0; x < columns.size(); ++x) {
+      const Between<A> column = between<A>(mirrored ? width - 1 - columns[x] : columns[x], small_width, width);
+      if (runs_.empty() || runs_.back().near != column.near || runs_.back().far != column.far)
+        runs_.push_back({column.near, column.far, int64_t(x), 0});
+      runs_.back().end = int64_t(x) + 1;
+      shares_[x] = column.share;
+    }
+  }
+
+  template <typename T>
+  TOCO_INLINE void row(const T* small, A* to) const {
+    const A* shares = shares_.data();
+    for (const Run& run : runs_) {
+      const A near = A(small[run.near]), far = A(small[run.far]);
+      for (int64_t x = run.begin; x < run.end; x += kBlock)
+#pragma omp simd
+        for (int64_t i = 0; i < kBlock; ++i) to[x + i] = (1 - shares[x + i]) * near + shares[x + i] * far;
+    }
+  }
+
+ private:
+  struct Run {
+    int64_t near, far, begin, end;
+  };
+  std::vector<A> shares_;
+  std::vector<Run> runs_;
+};
+
 // Evaluates merged maps, before normalisation, at the rows of a result. A result of another size than the full map lies
 // between four of its pixels each, and nothing but these is evaluated.
 template <typename T>
@@ -41,10 +78,9 @@ class Merger {
     }
     for (int64_t x = 0; resized_ && x < width_; ++x) columns.push_back(across_[x].far);
     evaluated_ = int64_t(columns.size());
+    stride_ = evaluated_ + Expansion<A>::kBlock;
     for (const ScaleMaps<T>& map : maps_) {
-      for (const bool mirrored : {false, true})
-        for (const int64_t x : columns)
-          columns_.push_back(between<A>(mirrored ? s.width - 1 - x : x, map.width, s.width));
+      for (const bool mirrored : {false, true}) expansions_.emplace_back(columns, mirrored, map.width, s.width);
       int64_t most = 0;
       for (int64_t strip = 0; strip < strips(); ++strip) {
         const SmallRows rows = small_rows(map, strip);
@@ -52,7 +88,7 @@ class Merger {
       }
       offsets_.push_back(expanded_);
       most_rows_.push_back(most);
-      expanded_ += 2 * most * evaluated_;
+      expanded_ += 2 * most * stride_;
     }
   }
 
@@ -101,14 +137,9 @@ class Merger {
     const ScaleMaps<T>& map = maps_[scale];
     for (int64_t mirrored = 0; mirrored < 2; ++mirrored) {
       const T* plane = map.data + (((mirrored * shape_.batch + b) * shape_.classes + c) * map.height) * map.width;
-      const Between<A>* columns = columns_.data() + (2 * scale + mirrored) * evaluated_;
-      A* to = scratch + offsets_[scale] + mirrored * most_rows_[scale] * evaluated_;
-      for (int64_t y = rows.first; y <= rows.last; ++y, to += evaluated_)
-        for (int64_t x = 0; x < evaluated_; ++x) {
-          const Between<A> column = columns[x];
-          to[x] = (1 - column.share) * A(plane[y * map.width + column.near]) +
-                  column.share * A(plane[y * map.width + column.far]);
-        }
+      A* to = scratch + offsets_[scale] + mirrored * most_rows_[scale] * stride_;
+      for (int64_t y = rows.first; y <= rows.last; ++y, to += stride_)
+        expansions_[2 * scale + mirrored].row(plane + y * map.width, to);
     }
   }
 
@@ -117,18 +148,18 @@ class Merger {
     std::fill_n(row, evaluated_, A(0));
     for (size_t s = 0; s < maps_.size(); ++s) {
       const Between<A> down = between<A>(y, maps_[s].height, shape_.height);
-      const A* image = scratch + offsets_[s] + (down.near - small_rows(maps_[s], strip).first) * evaluated_;
-      const int64_t next = (down.far - down.near) * evaluated_;
-      add_scale(image, image + most_rows_[s] * evaluated_, next, down.share, row, evaluated_);
+      const A* image = scratch + offsets_[s] + (down.near - small_rows(maps_[s], strip).first) * stride_;
+      const int64_t next = (down.far - down.near) * stride_;
+      add_scale(image, image + most_rows_[s] * stride_, next, down.share, row, evaluated_);
     }
   }
 
   const std::vector<ScaleMaps<T>>& maps_;
   const MergeShape& shape_;
-  int64_t height_, width_, evaluated_, expanded_ = 0;
+  int64_t height_, width_, evaluated_, stride_, expanded_ = 0;
   bool resized_;
   std::vector<Between<A>> across_;            // (width) between columns of the full map
-  std::vector<Between<A>> columns_;           // (scales, 2, evaluated) between columns of the small maps
+  std::vector<Expansion<A>> expansions_;      // (scales, 2)
   std::vector<int64_t> offsets_, most_rows_;  // (scales) of the expanded rows
 };
 
@@ -250,7 +281,7 @@ void merge_cams_to_labels_cpu(const std::vector<ScaleMaps<T>>& maps, Flags image
   each_largest(maps, image_labels, s, parallel, [&](int64_t b, int64_t y, Largest<A> largest) {
     const Box box = box_of(boxes, b, s.out_height, s.out_width);
     write_labels(
-        largest, [&](int64_t) TOCO_INLINE { return A(high); }, [&](int64_t) TOCO_INLINE { return A(low); }, box, y,
+        largest, [=](int64_t) TOCO_INLINE { return A(high); }, [=](int64_t) TOCO_INLINE { return A(low); }, box, y,
         s.out_width, ignore_index, labels + (b * s.out_height + y) * s.out_width);
   });
 }
@@ -260,10 +291,7 @@ void merge_cams_to_roi_cpu(const std::vector<ScaleMaps<T>>& maps, Flags image_la
                            double low, MergeShape s, const Parallel& parallel) {
   using A = Accumulate<T>;
   each_largest(maps, image_labels, s, parallel, [&](int64_t b, int64_t y, Largest<A> largest) {
-    uint8_t* to = roi + (b * s.out_height + y) * s.out_width;
-    best_isa([&]() TOCO_INLINE {
-      for (int64_t x = 0; x < s.out_width; ++x) to[x] = region(largest.value[x], A(high), A(low));
-    });
+    write_regions(largest, A(high), A(low), s.out_width, roi + (b * s.out_height + y) * s.out_width);
   });
 }
 
