@@ -2,11 +2,8 @@
 
 import torch
 import torch.nn.functional as F
-from harness import TRAINING, Bench, Case
 
-from toco_kernels import cam_to_label, crop_uncertain, merge_cams, merge_cams_to_labels, segmentation_loss
 from toco_kernels.cam import reference
-from toco_kernels.cam.crops import crop_where_drawn
 
 LIMITS = {"high": 0.7, "low": 0.25}
 

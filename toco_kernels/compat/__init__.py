@@ -1,6 +1,31 @@
 """The names, signatures, defaults and quirks that existing repositories call. Frozen."""
 
-from .losses import CTCLoss_neg
+from .cams import (
+    cam_to_label,
+    cam_to_roi_mask2,
+    crop_from_roi_neg,
+    get_valid_cam,
+    ignore_img_box,
+    multi_scale_cam,
+    multi_scale_cam2,
+)
+from .losses import CTCLoss_neg, cams_to_affinity_label, get_aff_loss, get_seg_loss
 from .refinement import PAMR, PAR, refine_cams_with_bkg_v2, refine_cams_with_dynamic_thres
 
-__all__ = ["PAMR", "PAR", "CTCLoss_neg", "refine_cams_with_bkg_v2", "refine_cams_with_dynamic_thres"]
+__all__ = [
+    "PAMR",
+    "PAR",
+    "CTCLoss_neg",
+    "cam_to_label",
+    "cam_to_roi_mask2",
+    "cams_to_affinity_label",
+    "crop_from_roi_neg",
+    "get_aff_loss",
+    "get_seg_loss",
+    "get_valid_cam",
+    "ignore_img_box",
+    "multi_scale_cam",
+    "multi_scale_cam2",
+    "refine_cams_with_bkg_v2",
+    "refine_cams_with_dynamic_thres",
+]
