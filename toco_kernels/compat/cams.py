@@ -1,8 +1,8 @@
 """CAMs, their labels and crops, under the names of ToCo, AFA and the repositories grown from them.
 
 What is published is kept, quirks included: boxes are applied as they are, also boxes in pixels to labels on a patch
-grid; image labels multiply CAMs; crops are drawn by `torch.randperm` on the CPU. Boxes, thresholds and regions may be on
-another device than the rest, as in the published training.
+grid; image labels multiply CAMs; crops are drawn by `torch.randperm` on the CPU. Boxes and regions may be on another
+device than the rest, as in the published training.
 """
 
 from collections.abc import Callable, Sequence
@@ -37,7 +37,7 @@ def _merged(
     scales: Sequence[float],
     outputs: Sequence[int],
 ) -> list[Tensor]:  # (B, C, H, W) each
-    """Merged CAMs from those outputs of the model that `outputs` counts, the scale 1 first, whether it is listed or not."""
+    """Merged CAMs from these of the model's outputs; the scale 1 comes first, whether it is listed or not."""
     size = tuple(inputs.shape[2:])
     maps = [[] for _ in outputs]
     for scale in (1.0, *(scale for scale in scales if scale != 1.0)):
@@ -141,8 +141,8 @@ def cam_to_label(
         cam_to_label(…, always_pair=True)                                  # MoRe, FSR
 
     With v the largest of cls_label * cam at a pixel, and c its class: the label is 0 where v <= bkg_thre, else c + 1;
-    with `ignore_mid`, afterwards, `ignore_index` where v <= high_thre and 0 where v <= low_thre. Outside of the box it is
-    `ignore_index`. Without a box neither of the two happens, and the labels come alone. In the form of MoRe and FSR,
+    with `ignore_mid`, afterwards, `ignore_index` where v <= high_thre and 0 where v <= low_thre. Outside of the box it
+    is `ignore_index`. Without a box neither of the two happens, and the labels come alone. In the form of MoRe and FSR,
     `bkg_thre` counts only without `ignore_mid`, which works without a box too, and there is always a pair.
 
     Args:
@@ -206,7 +206,7 @@ def cam_to_roi_mask2(
     hig_thre: float | None = None,
     low_thre: float | None = None,
 ) -> Tensor:  # (B, H, W)
-    """Regions from CAMs: `toco_kernels.cam_to_roi` of cls_label * cam, in int16 (`hig_thre` is the published spelling)."""
+    """Regions from CAMs: `toco_kernels.cam_to_roi` of cls_label * cam, in int16. The spelling of `hig_thre` is theirs."""
     for name, value in (("hig_thre", hig_thre), ("low_thre", low_thre)):
         if value is None:
             raise bad_type(name, "be given", value)
