@@ -57,6 +57,16 @@ void merge_cams_cpu(const std::vector<ScaleMaps<T>>& maps,
                     T* cams,                    // (B, C, out_height, out_width)
                     MergeShape shape, const Parallel& parallel);
 
+constexpr int kMaxCudaScales = 16;  // they travel as a kernel argument
+
+// `bounds` holds the least and the largest value of each map, as bits.
+inline int64_t merge_bounds(MergeShape s) { return 2 * s.batch * s.classes; }
+
+template <typename T>
+void merge_cams_cuda(const std::vector<ScaleMaps<T>>& maps, const Flags* image_labels, T* cams,
+                     Accumulate<T>* bounds,  // (merge_bounds)
+                     MergeShape shape, void* stream);
+
 template <typename T>
 void merge_cams_to_labels_cpu(const std::vector<ScaleMaps<T>>& maps,
                               Flags image_labels,    // (B, C)
@@ -66,10 +76,19 @@ void merge_cams_to_labels_cpu(const std::vector<ScaleMaps<T>>& maps,
                               const Parallel& parallel);
 
 template <typename T>
+void merge_cams_to_labels_cuda(const std::vector<ScaleMaps<T>>& maps, Flags image_labels, const int64_t* boxes,
+                               int64_t* labels, double high, double low, int64_t ignore_index, Accumulate<T>* bounds,
+                               MergeShape shape, void* stream);
+
+template <typename T>
 void merge_cams_to_roi_cpu(const std::vector<ScaleMaps<T>>& maps,
                            Flags image_labels,  // (B, C)
                            uint8_t* roi,        // (B, out_height, out_width)
                            double high, double low, MergeShape shape, const Parallel& parallel);
+
+template <typename T>
+void merge_cams_to_roi_cuda(const std::vector<ScaleMaps<T>>& maps, Flags image_labels, uint8_t* roi, double high,
+                            double low, Accumulate<T>* bounds, MergeShape shape, void* stream);
 
 struct CamShape {
   int64_t batch, classes, height, width;
@@ -84,11 +103,19 @@ void cam_to_label_cpu(const T* cams,         // (B, C, H, W)
                       int64_t ignore_index, CamShape shape, const Parallel& parallel);
 
 template <typename T>
+void cam_to_label_cuda(const T* cams, Flags image_labels, const int64_t* boxes, Limits<Accumulate<T>> limits,
+                       int64_t* labels, int64_t ignore_index, CamShape shape, void* stream);
+
+template <typename T>
 void cam_to_roi_cpu(const T* cams,       // (B, C, H, W)
                     Flags image_labels,  // (B, C)
                     double high, double low,
                     uint8_t* roi,  // (B, H, W)
                     CamShape shape, const Parallel& parallel);
+
+template <typename T>
+void cam_to_roi_cuda(const T* cams, Flags image_labels, double high, double low, uint8_t* roi, CamShape shape,
+                     void* stream);
 
 struct CropShape {
   int64_t batch, channels, height, width, crops, size;
@@ -102,6 +129,14 @@ void crop_uncertain_cpu(const T* images,      // (B, channels, H, W)
                         T* flags,             // (B, crops)
                         CropShape shape, const Parallel& parallel);
 
+// Integers that crops on a GPU are counted and found with.
+inline int64_t crop_scratch(CropShape s) { return s.batch * (s.height + 5 * s.crops); }
+
+template <typename T>
+void crop_uncertain_cuda(const T* images, const uint8_t* roi, const double* draws, T* cut, T* flags,
+                         int64_t* scratch,  // (crop_scratch)
+                         CropShape shape, void* stream);
+
 // logits and grad are (B, C, pixels).
 struct LossShape {
   int64_t batch, classes, pixels;
@@ -114,5 +149,14 @@ void segmentation_loss_cpu(const T* logits,        //
                            Accumulate<T>* loss,         // ()
                            Accumulate<T>* grad_logits,  // (B, C, pixels), or null when not wanted
                            LossShape shape, const Parallel& parallel);
+
+// Sums on a GPU, in float64: of its threads, of those that add them up, and the two counts.
+int64_t segmentation_loss_scratch(LossShape shape);
+
+template <typename T>
+void segmentation_loss_cuda(const T* logits, const int64_t* labels, int64_t ignore_index, Accumulate<T>* loss,
+                            Accumulate<T>* grad_logits,
+                            double* scratch,  // (segmentation_loss_scratch)
+                            LossShape shape, void* stream);
 
 }  // namespace toco

@@ -18,7 +18,9 @@ struct HalfWeights {
   }
   // A label that is none makes its pixel NaN: nobody is to wait for the device to hear of it.
   TOCO_HOST_DEVICE double of(int64_t label, int64_t classes) const {
-    return label == ignore_index ? 0 : 0 <= label && label < classes ? weight[label != 0] : double(NAN);
+    return label == ignore_index           ? 0
+           : 0 <= label && label < classes ? (label == 0 ? weight[0] : weight[1])
+                                           : double(NAN);
   }
 };
 
