@@ -206,7 +206,7 @@ def cam_to_roi_mask2(
     hig_thre: float | None = None,
     low_thre: float | None = None,
 ) -> Tensor:  # (B, H, W)
-    """Regions from CAMs: `toco_kernels.cam_to_roi` of cls_label * cam, in int16. The spelling of `hig_thre` is theirs."""
+    """Regions from CAMs: `toco_kernels.cam_to_roi` of cls_label * cam, in int16. `hig_thre` is their spelling."""
     for name, value in (("hig_thre", hig_thre), ("low_thre", low_thre)):
         if value is None:
             raise bad_type(name, "be given", value)
