@@ -11,11 +11,11 @@ constexpr int64_t kSegment = 32;  // pixels of a row that one thread counts
 
 // What the threads tell each other, in `scratch`.
 struct CropScratch {
-  int64_t* positions;           // (B, crops), then in order of size (B, crops)
-  int64_t* chosen;              //
-  Corner* corners;              // (B, crops)
-  int32_t* in_row;              // (B, H): candidates in each row of the window
   unsigned long long* regions;  // (B, crops): sums over crops
+  Corner* corners;              // (B, crops)
+  int64_t* positions;           // (B, crops): which candidates
+  int64_t* chosen;              // (B, crops): the same, in ascending order
+  int32_t* in_row;              // (B, H): candidates in each row of the window
 
   CropScratch(int64_t* scratch, const CropShape& s) {
     const int64_t crops = s.batch * s.crops;

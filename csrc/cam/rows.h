@@ -1,8 +1,8 @@
 // One block of pixels of the segmentation loss, compiled once per instruction set (common/for_each_isa.h).
 #include "common/vectors.h"
 
-// Adds the block's loss, and writes its gradient where it is wanted. Logits and gradients of a class are `stride`
-// apart. Exponentials are computed once: the gradient's memory keeps them until their sum is known.
+// Adds the block's loss to its halves, and writes its gradient where that is wanted. Logits and gradients of a class
+// are `stride` apart. Exponentials are computed once, and kept until their sums are known.
 template <typename T, typename A>
 TOCO_TARGET void loss_block(const T* logits, const int64_t* labels, A* grads, int64_t classes, int64_t stride,
                             int64_t pixels, const HalfWeights& weights, A* exponentials, double* halves) {

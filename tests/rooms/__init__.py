@@ -5,15 +5,13 @@ from .cam import (
     BOXES,
     CAM_TO_LABEL,
     CAM_TO_ROI,
-    CROP_UNCERTAIN,
     MERGE_CAMS,
     MERGE_CAMS_TO_LABELS,
     MERGE_CAMS_TO_ROI,
-    SEGMENTATION_LOSS,
     cam_inputs,
-    crop_inputs,
     map_inputs,
 )
+from .cam_training import CROP_UNCERTAIN, SEGMENTATION_LOSS, crop_inputs
 from .class_contrast import CLASS_CONTRAST, class_contrast_inputs
 from .patch_contrast import PATCH_CONTRASTIVE_ERROR, PATCH_TOKEN_CONTRAST, error_inputs, token_inputs
 from .room import Room, needs_kernel
