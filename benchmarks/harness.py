@@ -22,6 +22,7 @@ from torch import Tensor
 from toco_kernels._library import OPERATORS
 from toco_kernels.common import measure
 from toco_kernels.common.measure import Timing
+from toco_kernels.testing import change_tensors
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 FORWARD, TRAINING = "forward", "forward+backward"
@@ -82,11 +83,9 @@ def cast(inputs: dict, dtype: torch.dtype) -> dict:
     """The inputs on the device that is measured, floating-point tensors in `dtype`."""
 
     def convert(x):
-        if not isinstance(x, Tensor):
-            return x
         return x.detach().to(DEVICE, dtype if x.is_floating_point() else x.dtype).requires_grad_(x.requires_grad)
 
-    return {name: convert(x) for name, x in inputs.items()}
+    return change_tensors(inputs, convert)
 
 
 def step(function: Callable, inputs: dict, context: Callable = nullcontext) -> Callable[[], list[Tensor]]:
@@ -274,7 +273,14 @@ def prepare(
 
 
 def _tensors(inputs: dict) -> dict[str, Tensor]:
-    return {name: x for name, x in inputs.items() if isinstance(x, Tensor)}
+    """Every tensor with its name; those of a list are numbered."""
+    lists = {name: x if isinstance(x, list) else [x] for name, x in inputs.items()}
+    return {
+        name if len(items) == 1 else f"{name}[{i}]": x
+        for name, items in lists.items()
+        for i, x in enumerate(items)
+        if isinstance(x, Tensor)
+    }
 
 
 def _name(dtype: torch.dtype) -> str:

@@ -8,7 +8,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import toco_kernels
 from toco_kernels._library import NOT_LOADED, OPERATORS
-from toco_kernels.testing import assert_labels_match, assert_matches_reference, reference_only, run, to_dtype
+from toco_kernels.testing import (
+    assert_labels_match,
+    assert_matches_reference,
+    change_tensors,
+    reference_only,
+    run,
+    to_dtype,
+)
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 EDGES = [pytest.param(room, edge, id=f"{room}-{edge}") for room in ROOMS for edge in room.edges]
@@ -19,13 +26,15 @@ every_differentiable_room = pytest.mark.parametrize("room", [room for room in RO
 every_loss = pytest.mark.parametrize("room", [room for room in ROOMS if room.is_loss], ids=str)
 
 
-def tensors(inputs, change):
-    """`inputs` with every tensor changed."""
-    return {name: change(value) if isinstance(value, Tensor) else value for name, value in inputs.items()}
+def all_tensors(inputs):
+    """Every tensor of `inputs`, also those in lists."""
+    seen = []
+    change_tensors(inputs, seen.append)
+    return seen
 
 
 def prepared(inputs, device, dtype=torch.float32):
-    return to_dtype(tensors(inputs, lambda tensor: tensor.to(device)), dtype)
+    return to_dtype(change_tensors(inputs, lambda tensor: tensor.to(device)), dtype)
 
 
 def judge(room, inputs, wrap=lambda function: function):
@@ -158,7 +167,9 @@ def test_any_layout(room, layout, device):
     inputs = prepared(room.sample(), device)
     leaves = {name: layout(inputs[name]).requires_grad_() for name in room.differentiable}
     assert not any(leaf.is_contiguous() for leaf in leaves.values())
-    laid_out = run(lambda **leaves: room.function(**tensors(inputs, layout) | leaves), leaves, room.differentiable)
+    laid_out = run(
+        lambda **leaves: room.function(**change_tensors(inputs, layout) | leaves), leaves, room.differentiable
+    )
     assert_same_bits(laid_out, run(room.function, inputs, room.differentiable))
 
 
@@ -176,11 +187,10 @@ def test_neighbouring_memory(room, device):
         return buffer[64:-64].view(tensor.shape).copy_(tensor)
 
     expected = run(room.function, inputs, room.differentiable)
-    embedded = tensors(inputs, embed)
+    embedded = change_tensors(inputs, embed)
     assert_same_bits(run(room.function, embedded, room.differentiable), expected)
-    for name, tensor in embedded.items():
-        if isinstance(tensor, Tensor):
-            assert torch.equal(tensor, inputs[name])
+    for tensor, before in zip(all_tensors(embedded), all_tensors(inputs), strict=True):
+        assert torch.equal(tensor, before)
     assert all(buffer[:64].isnan().all() and buffer[-64:].isnan().all() for buffer in buffers)
 
 
@@ -205,12 +215,13 @@ def test_same_bits_again_on_a_gpu(room):
 
 
 def size(inputs):
-    return sum(value.numel() for value in inputs.values() if isinstance(value, Tensor))
+    return sum(tensor.numel() for tensor in all_tensors(inputs))
 
 
 @every_room
 def test_compiled(room, device):
     """torch.compile, whole graph, dynamic shapes: the same numbers, for other sizes too."""
+    torch.compiler.reset()  # functions under no_grad share one limit of recompilations
     compiled = torch.compile(room.function, fullgraph=True, dynamic=True)
     for make in (room.sample, next(iter(room.edges.values()))):
         inputs = prepared(make(), device)
@@ -426,16 +437,15 @@ def test_current_stream(room):
     inputs = prepared(room.sample(), "cuda")
     expected = room.function(**inputs)
     stream = torch.cuda.Stream()
-    late = tensors(inputs, lambda t: torch.zeros_like(t))
+    late = change_tensors(inputs, torch.zeros_like)
     torch.cuda.synchronize()
     with torch.cuda.stream(stream):
         torch.cuda._sleep(20_000_000)
-        for name, tensor in late.items():
-            if isinstance(tensor, Tensor):
-                tensor.copy_(inputs[name])
+        for tensor, value in zip(all_tensors(late), all_tensors(inputs), strict=True):
+            tensor.copy_(value)
         actual = room.function(**late)
     stream.synchronize()
-    assert torch.equal(actual, expected)
+    torch.testing.assert_close(actual, expected, rtol=0, atol=0)
 
 
 @pytest.mark.gpu

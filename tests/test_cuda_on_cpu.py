@@ -16,24 +16,38 @@ pytestmark = [
 
 
 def compile_and_run(program, tmp_path, csrc=CSRC):
-    sources = [str(HERE / f"{program}.cpp"), *map(str, (csrc / program).glob("*.cpp"))]
-    flags = ["-std=gnu++17", "-O1", "-g", "-fsanitize=address,undefined", "-w", f"-I{HERE}", f"-I{csrc}"]
+    kernels = [*(csrc / program).glob("*.cpp"), *(csrc / program).glob("*.cu")]
+    flags = ["-std=gnu++17", "-O1", "-g", "-fsanitize=address,undefined", "-w", f"-I{HERE}", f"-I{csrc}", "-x", "c++"]
+    sources = map(str, [HERE / f"{program}.cpp", *kernels])
     subprocess.run(["g++", *flags, *sources, "-o", str(tmp_path / "program")], check=True)
     return subprocess.run([str(tmp_path / "program")], capture_output=True, text=True)
 
 
-def test_affinity_refine(tmp_path):
-    result = compile_and_run("affinity_refine", tmp_path)
+@pytest.mark.parametrize("program", ["affinity_refine", "cam"])
+def test_cuda_kernels(program, tmp_path):
+    result = compile_and_run(program, tmp_path)
     assert result.returncode == 0, result.stdout + result.stderr
     assert result.stdout == "0 failures\n"
 
 
-def test_a_wrong_kernel_is_seen(tmp_path):
+WRONG = {  # program -> (file, what is right in it, what is not, what is to be seen)
+    "affinity_refine": [("cuda.cu", "max(x + dx, 0)", "max(x - dx, 0)", "wrong: float64")],
+    "cam": [  # together: to compile is slow
+        ("cuda.cu", "s.width - 1 - x", "x", "wrong: merged, float64"),
+        ("cuda_crops.cu", "corner.y + y)", "corner.y + x)", "wrong: crops"),
+        ("cuda_loss.cu", "thread += kAdders", "thread += 2 * kAdders", "wrong: loss"),
+    ],
+}
+
+
+@pytest.mark.parametrize("program", WRONG)
+def test_wrong_kernels_are_seen(program, tmp_path):
     csrc = shutil.copytree(CSRC, tmp_path / "csrc")
-    kernel = csrc / "affinity_refine" / "cuda.cu"
-    right = "min(max(x + dx, 0), width - 1)"
-    assert right in kernel.read_text()
-    kernel.write_text(kernel.read_text().replace(right, "min(max(x - dx, 0), width - 1)"))
-    result = compile_and_run("affinity_refine", tmp_path, csrc)
+    for name, right, wrong, _ in WRONG[program]:
+        kernel = csrc / program / name
+        assert right in kernel.read_text()
+        kernel.write_text(kernel.read_text().replace(right, wrong))
+    result = compile_and_run(program, tmp_path, csrc)
     assert result.returncode == 1
-    assert "wrong: float64" in result.stdout
+    for *_, seen in WRONG[program]:
+        assert seen in result.stdout

@@ -15,6 +15,17 @@ __version__ = "0.1.0"
 
 ROOMS = {  # one folder per operator, and what it adds to the public API
     "affinity_refine": ("PAMR", "PAR", "affinity_refine", "refine_cam_labels"),
+    "cam": (
+        "SegmentationLoss",
+        "cam_to_label",
+        "cam_to_roi",
+        "crop_uncertain",
+        "merge_cams",
+        "merge_cams_to_labels",
+        "merge_cams_to_roi",
+        "patch_boxes",
+        "segmentation_loss",
+    ),
     "class_contrast": ("ClassTokenContrastLoss", "class_token_contrast", "update_ema_"),
     "patch_contrast": (
         "PatchContrastiveErrorLoss",
@@ -32,6 +43,15 @@ if TYPE_CHECKING:
     from .affinity_refine import PAR as PAR
     from .affinity_refine import affinity_refine as affinity_refine
     from .affinity_refine import refine_cam_labels as refine_cam_labels
+    from .cam import SegmentationLoss as SegmentationLoss
+    from .cam import cam_to_label as cam_to_label
+    from .cam import cam_to_roi as cam_to_roi
+    from .cam import crop_uncertain as crop_uncertain
+    from .cam import merge_cams as merge_cams
+    from .cam import merge_cams_to_labels as merge_cams_to_labels
+    from .cam import merge_cams_to_roi as merge_cams_to_roi
+    from .cam import patch_boxes as patch_boxes
+    from .cam import segmentation_loss as segmentation_loss
     from .class_contrast import ClassTokenContrastLoss as ClassTokenContrastLoss
     from .class_contrast import class_token_contrast as class_token_contrast
     from .class_contrast import update_ema_ as update_ema_

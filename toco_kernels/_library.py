@@ -91,8 +91,9 @@ def define(schema: str, *, room: str, reference: Callable, fake: Callable) -> to
 
 def _without_autocast(function: Callable) -> Callable:
     @wraps(function)
-    def without_autocast(x: Tensor, *args):
-        with torch.autocast(x.device.type, enabled=False):
+    def without_autocast(x: Tensor | list[Tensor], *args):
+        device = (x if isinstance(x, Tensor) else x[0]).device
+        with torch.autocast(device.type, enabled=False):
             return function(x, *args)
 
     return without_autocast

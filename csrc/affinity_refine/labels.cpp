@@ -2,8 +2,8 @@
 #include <cmath>
 
 #include "affinity_refine/refiner.h"
-#include "affinity_refine/resize.h"
 #include "common/box.h"
+#include "common/resize.h"
 #include "common/simd.h"
 
 namespace toco {

@@ -1,9 +1,11 @@
 // The CUDA kernels of affinity_refine against its C++ kernels, on the CPU. Prints what differs; exit code 1 if any
 // does.
+#include "affinity_refine/affinity_refine.h"
+
+#include <algorithm>
+#include <cmath>
 #include <cstdio>
 #include <random>
-
-#include "affinity_refine/cuda.cu"
 
 namespace toco {
 namespace {

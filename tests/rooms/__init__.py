@@ -1,29 +1,58 @@
 """Sample inputs of every room. tests/test_contract.py holds each room to the same clauses."""
 
 from .affinity_refine import AFFINITY_REFINE, REFINE_CAM_LABELS, label_inputs, refine_inputs
+from .cam import (
+    BOXES,
+    CAM_TO_LABEL,
+    CAM_TO_ROI,
+    MERGE_CAMS,
+    MERGE_CAMS_TO_LABELS,
+    MERGE_CAMS_TO_ROI,
+    cam_inputs,
+    map_inputs,
+)
+from .cam_training import CROP_UNCERTAIN, SEGMENTATION_LOSS, crop_inputs
 from .class_contrast import CLASS_CONTRAST, class_contrast_inputs
 from .patch_contrast import PATCH_CONTRASTIVE_ERROR, PATCH_TOKEN_CONTRAST, error_inputs, token_inputs
 from .room import Room, needs_kernel
 
 ROOMS = [
     AFFINITY_REFINE,
+    CAM_TO_LABEL,
+    CAM_TO_ROI,
     CLASS_CONTRAST,
+    CROP_UNCERTAIN,
+    MERGE_CAMS,
+    MERGE_CAMS_TO_LABELS,
+    MERGE_CAMS_TO_ROI,
     PATCH_CONTRASTIVE_ERROR,
     PATCH_TOKEN_CONTRAST,
     REFINE_CAM_LABELS,
+    SEGMENTATION_LOSS,
 ]
 
 __all__ = [
     "AFFINITY_REFINE",
+    "BOXES",
+    "CAM_TO_LABEL",
+    "CAM_TO_ROI",
     "CLASS_CONTRAST",
+    "CROP_UNCERTAIN",
+    "MERGE_CAMS",
+    "MERGE_CAMS_TO_LABELS",
+    "MERGE_CAMS_TO_ROI",
     "PATCH_CONTRASTIVE_ERROR",
     "PATCH_TOKEN_CONTRAST",
     "REFINE_CAM_LABELS",
     "ROOMS",
+    "SEGMENTATION_LOSS",
     "Room",
+    "cam_inputs",
     "class_contrast_inputs",
+    "crop_inputs",
     "error_inputs",
     "label_inputs",
+    "map_inputs",
     "needs_kernel",
     "refine_inputs",
     "token_inputs",

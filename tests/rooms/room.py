@@ -6,6 +6,8 @@ from dataclasses import dataclass
 import pytest
 import torch
 
+from toco_kernels.testing import reference_only
+
 
 @dataclass(frozen=True)
 class Room:
@@ -36,6 +38,16 @@ class Room:
 
     def __str__(self):
         return self.name if self.name == self.room else f"{self.room}.{self.name}"
+
+
+def by_reference(function):
+    """The public function with its reference behind it."""
+
+    def call(**inputs):
+        with reference_only():
+            return function(**inputs)
+
+    return call
 
 
 def needs_kernel(room, device):

@@ -6,8 +6,15 @@ import torch
 from torch import Tensor
 
 from .._library import accumulate_dtype, define
-from ..common.checks import FLOATING, check_floating, check_same_device, check_tensor
-from ..common.errors import bad_type, bad_value, integer, number
+from ..common.checks import (
+    check_floating,
+    check_same_device,
+    check_tensor,
+    checked_boxes,
+    checked_image_labels,
+    checked_threshold,
+)
+from ..common.errors import bad_value, integer
 from . import reference
 from .op import DILATIONS, checked_dilations, checked_option
 
@@ -80,27 +87,16 @@ def refine_cam_labels(
     """
     check_tensor(image, "image", 4, "(B, colours, H, W)")
     check_tensor(cams, "cams", 4, "(B, C, H, W)")
-    check_tensor(image_labels, "image_labels", 2, "(B, C)")
     check_floating(image, "image")
     check_floating(cams, "cams")
     check_same_device(image, "image", cams, "cams")
-    check_same_device(image_labels, "image_labels", cams, "cams")
     batch, classes, height, width = cams.shape
     if image.shape[0] != batch or image.shape[2:] != cams.shape[2:]:
         raise bad_value("image", f"have cams' batch and size, {(batch, height, width)}", f"shape {tuple(image.shape)}")
     if image.shape[1] < 1:
         raise bad_value("image", "have at least one colour", f"shape {tuple(image.shape)}")
-    if image_labels.shape != (batch, classes):
-        raise bad_value("image_labels", f"have shape (B, C) = {(batch, classes)}", f"shape {tuple(image_labels.shape)}")
-    if image_labels.is_complex():
-        raise bad_type("image_labels", "be bool, integer or floating point", image_labels.dtype)
-    if boxes is not None:
-        check_tensor(boxes, "boxes", 2, "(B, 4)")
-        check_same_device(boxes, "boxes", cams, "cams")
-        if boxes.shape != (batch, 4):
-            raise bad_value("boxes", f"have shape (B, 4) = {(batch, 4)}", f"shape {tuple(boxes.shape)}")
-        if boxes.is_floating_point() or boxes.is_complex() or boxes.dtype == torch.bool:
-            raise bad_type("boxes", "be integers", boxes.dtype)
+    image_labels = checked_image_labels(image_labels, batch, classes, cams, "cams")
+    boxes = checked_boxes(boxes, batch, cams, "cams")
     down_scale = integer(down_scale, "down_scale", least=1)
     iterations = integer(iterations, "iterations", least=0)
     ignore_index = integer(ignore_index, "ignore_index", least=-(2**31))
@@ -111,19 +107,18 @@ def refine_cam_labels(
     dilations = checked_dilations(dilations)
 
     dtype = accumulate_dtype(cams.dtype)
-    high, high_map = _threshold(high, "high", cams, dtype)
-    low, low_map = _threshold(low, "low", cams, dtype)
-    if image_labels.dtype not in FLOATING | {torch.bool, torch.uint8, torch.int32, torch.int64}:
-        image_labels = image_labels != 0
+    map_shape = (batch, 1, height, width)
+    high, high_map = checked_threshold(high, "high", map_shape, cams)
+    low, low_map = checked_threshold(low, "low", map_shape, cams)
     return _refine_cam_labels(
         image.to(dtype),
         cams.to(dtype),
         image_labels,
-        None if boxes is None else boxes.to(torch.int64),
+        boxes,
         high,
         low,
-        high_map,
-        low_map,
+        None if high_map is None else high_map.to(dtype),
+        None if low_map is None else low_map.to(dtype),
         ignore_index,
         down_scale,
         dilations,
@@ -131,15 +126,3 @@ def refine_cam_labels(
         kind,
         most,
     )
-
-
-def _threshold(threshold, name: str, cams: Tensor, dtype: torch.dtype) -> tuple[float, Tensor | None]:
-    """A number and no map, or the map and a number that nobody reads."""
-    if not isinstance(threshold, Tensor):
-        return number(threshold, name), None
-    shape = (cams.shape[0], 1, *cams.shape[2:])
-    check_tensor(threshold, name, 4, "(B, 1, H, W)")
-    check_same_device(threshold, name, cams, "cams")
-    if threshold.shape != shape:
-        raise bad_value(name, f"have shape (B, 1, H, W) = {shape}", f"shape {tuple(threshold.shape)}")
-    return 0.0, threshold.to(dtype)

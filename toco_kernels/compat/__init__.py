@@ -1,7 +1,23 @@
 """The names, signatures, defaults and quirks that existing repositories call. Frozen."""
 
 from .affinity_mask import AffinityMask
-from .losses import CTCLoss_neg, get_masked_ptc_loss, label_to_aff_mask
+from .cams import (
+    cam_to_label,
+    cam_to_roi_mask2,
+    crop_from_roi_neg,
+    get_valid_cam,
+    ignore_img_box,
+    multi_scale_cam,
+    multi_scale_cam2,
+)
+from .losses import (
+    CTCLoss_neg,
+    cams_to_affinity_label,
+    get_aff_loss,
+    get_masked_ptc_loss,
+    get_seg_loss,
+    label_to_aff_mask,
+)
 from .refinement import PAMR, PAR, refine_cams_with_bkg_v2, refine_cams_with_dynamic_thres
 
 __all__ = [
@@ -9,8 +25,18 @@ __all__ = [
     "PAR",
     "AffinityMask",
     "CTCLoss_neg",
+    "cam_to_label",
+    "cam_to_roi_mask2",
+    "cams_to_affinity_label",
+    "crop_from_roi_neg",
+    "get_aff_loss",
     "get_masked_ptc_loss",
+    "get_seg_loss",
+    "get_valid_cam",
+    "ignore_img_box",
     "label_to_aff_mask",
+    "multi_scale_cam",
+    "multi_scale_cam2",
     "refine_cams_with_bkg_v2",
     "refine_cams_with_dynamic_thres",
 ]

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..affinity_refine import PAMR, PAR, refine_cam_labels
 from ..common.errors import bad_type
+from .boxes import stacked_boxes
 
 __all__ = ["PAMR", "PAR", "refine_cams_with_bkg_v2", "refine_cams_with_dynamic_thres"]
 
@@ -70,8 +71,7 @@ def refine_cams_with_bkg_v2(
     shape = (len(cams), 1, *cams.shape[2:])
     high, low = (t.to(cams.device).expand(shape) if isinstance(t, Tensor) else t for t in (high_thre, low_thre))
     if img_box is not None:
-        boxes = img_box if isinstance(img_box, Tensor) else torch.stack([torch.as_tensor(box) for box in img_box])
-        img_box = boxes.to(cams.device)
+        img_box = stacked_boxes(img_box, cams.device)
     if type(ref_mod) not in (PAR, PAMR):  # a subclass may compute something else
         return _refine_with(ref_mod, images, cams, cls_labels, high, low, int(ignore_index), img_box, down_scale)
     return refine_cam_labels(

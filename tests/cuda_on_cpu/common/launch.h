@@ -29,6 +29,15 @@ inline int cudaMemcpyAsync(void* to, const void* from, size_t bytes, int, void*)
 }
 inline int cudaStreamSynchronize(void*) { return 0; }
 
+template <typename T>
+void atomicMax(T* result, T value) {
+  *result = max(*result, value);
+}
+template <typename T>
+void atomicAdd(T* result, T value) {
+  *result += value;
+}
+
 namespace toco {
 namespace {
 char shared[1 << 16];  // the dynamic shared memory of a block

@@ -22,12 +22,12 @@ TOCO_HOST_DEVICE Between<A> between(int64_t i, int64_t from, int64_t to) {
 }
 
 // The resized value at (y, x); rows of `plane` are `stride` apart.
-template <typename A>
-TOCO_HOST_DEVICE A bilinear(const A* plane, int64_t stride, Between<A> y, Between<A> x) {
-  const A* top = plane + y.near * stride;
-  const A* bottom = plane + y.far * stride;
-  return (1 - y.share) * ((1 - x.share) * top[x.near] + x.share * top[x.far]) +
-         y.share * ((1 - x.share) * bottom[x.near] + x.share * bottom[x.far]);
+template <typename T, typename A>
+TOCO_HOST_DEVICE A bilinear(const T* plane, int64_t stride, Between<A> y, Between<A> x) {
+  const T* top = plane + y.near * stride;
+  const T* bottom = plane + y.far * stride;
+  return (1 - y.share) * ((1 - x.share) * A(top[x.near]) + x.share * A(top[x.far])) +
+         y.share * ((1 - x.share) * A(bottom[x.near]) + x.share * A(bottom[x.far]));
 }
 
 }  // namespace toco
