@@ -94,7 +94,6 @@ class Merger {
   }
 
   int64_t strips() const { return (height_ + kStrip - 1) / kStrip; }
-  int64_t width() const { return width_; }
   int64_t scratch() const { return expanded_ + 2 * evaluated_; }
 
   // row(y, values) for the rows of a strip, with the values of class c of image b.
