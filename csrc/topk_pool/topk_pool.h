@@ -42,6 +42,30 @@ void topk_pool_backward_cpu(const T* grad,           // (B, C)
                             T* grad_scores,          // (B, N, C)
                             PoolShape shape, const Parallel& parallel);
 
+// The same, of the scores that a classifier gives: tokens * weight + bias, or their softmax over classes. Sums over
+// channels and the softmax are computed in Accumulate<T>.
+template <typename T>
+struct Classifier {
+  const T* tokens;  // (B, N, D)
+  const T* weight;  // (D, C)
+  const T* bias;    // (C), or null
+  int64_t width;    // D
+  bool softmax;
+};
+
+template <typename T>
+void linear_topk_pool_cpu(Classifier<T> classifier, Kept kept, T* pooled, int32_t* indices, PoolShape shape,
+                          const Parallel& parallel);
+
+template <typename T>
+void linear_topk_pool_backward_cpu(const T* grad,           // (B, C)
+                                   Classifier<T> classifier,
+                                   const int32_t* indices,  // (B, most, C)
+                                   T* grad_tokens,          // (B, N, D), or null when not wanted
+                                   T* grad_weight,          // (D, C)
+                                   T* grad_bias,            // (C)
+                                   PoolShape shape, const Parallel& parallel);
+
 // How many patches class c of image b kept, and the first of them that is not below patch n.
 TOCO_HOST_DEVICE int64_t first_winner(const int32_t* indices, int64_t b, int64_t c, int64_t n, const PoolShape& s) {
   const uint32_t* list = reinterpret_cast<const uint32_t*>(indices) + b * s.most * s.classes + c;  // -1 is the largest
