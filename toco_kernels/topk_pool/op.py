@@ -8,7 +8,7 @@ from ..common.checks import check_floating, check_same_device, check_tensor, in_
 from ..common.errors import bad_type, bad_value, integer
 from . import reference
 
-# Operators. `counts` (B, C) int64, where given, replaces `k`, clamped to 1 … N. They return the winners of each class as
+# `counts` (B, C) int64, where given, replaces `k`, clamped to 1 … N. Operators return the winners of each class as
 # `indices` (B, K, C) int32, lowest first; K is N where there are counts, and -1 follows the last winner.
 
 
