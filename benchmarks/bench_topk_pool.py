@@ -20,7 +20,7 @@ def published(scores, k):
 
 
 class Rewrite(torch.autograd.Function):
-    """Unsorted, and the gradient by one scatter; for one winner a maximum. Faster than copying to contiguous columns."""
+    """Unsorted, and the gradient by one scatter; for one winner a maximum. Contiguous columns cost more."""
 
     @staticmethod
     def forward(ctx, scores, k):

@@ -51,7 +51,7 @@ def test_winners_with_counts(device):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("edge", ["ties", "many ties", "specials", "few of many"])
 def test_as_torch_topk(edge, dtype, device):
-    """Without counting which of two equals is taken, the values are those of torch.topk, NaN and infinities included."""
+    """Whichever of two equals is taken, the values are those of torch.topk, NaN and infinities included."""
     inputs = TOPK_POOL.edges[edge]()
     scores = inputs["scores"].to(device, dtype)
     expected = scores.double().topk(inputs["k"], dim=1).values.mean(1).to(dtype)
@@ -194,7 +194,7 @@ def test_modules(device):
 def test_modules_bad_arguments(argument, arguments):
     with pytest.raises((TypeError, ValueError), match=rf"^{argument} must .+, got .+"):
         LinearTopKPool(*arguments)
-    with pytest.raises(ValueError, match="^k must be an integer >= 1, got 0"):
+    with pytest.raises(ValueError, match=r"^k must be an integer >= 1, got 0"):
         TopKPool(0)
 
 

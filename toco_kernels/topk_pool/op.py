@@ -44,9 +44,7 @@ def _gather(scores: Tensor, indices: Tensor) -> Tensor:  # (B, N, C), (B, K, C) 
     return scores.gather(1, indices.clamp_min(0).long()).masked_fill(~won, 0).sum(1) / won.sum(1)
 
 
-def _linear_fallback(
-    tokens: Tensor, weight: Tensor, bias: Tensor | None, k: int, counts: Tensor | None, softmax: bool
-):
+def _linear_fallback(tokens: Tensor, weight: Tensor, bias: Tensor | None, k: int, counts: Tensor | None, softmax: bool):
     dtype = accumulate_dtype(tokens.dtype)
     inputs = (None if x is None else x.to(dtype) for x in (tokens, weight, bias))
     pooled, indices = _pool_fallback(reference.class_scores(*inputs, softmax), k, counts)
