@@ -27,9 +27,7 @@ inline Kept kept_of(int64_t k, const std::optional<Tensor>& counts) {
   return {k, counts ? data<int64_t>(*counts) : nullptr};
 }
 
-inline std::optional<Tensor> dense(const std::optional<Tensor>& t) {
-  return t ? std::optional<Tensor>(dense(*t)) : t;
-}
+inline std::optional<Tensor> dense(const std::optional<Tensor>& t) { return t ? std::optional<Tensor>(dense(*t)) : t; }
 
 // launch(scores, kept, pooled, indices, shape)
 template <typename Launch>

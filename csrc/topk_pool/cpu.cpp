@@ -1,11 +1,10 @@
-#include "topk_pool/column.h"
-
 #include <algorithm>
 #include <cmath>
 #include <vector>
 
 #include "common/buffer.h"
 #include "topk_pool/key.h"
+#include "topk_pool/strip.h"
 
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -17,24 +16,19 @@
 namespace toco {
 
 template <typename T>
-void pool_column_cpu(const Column<T>& column, double* sums) {
-  CALL_BEST_ISA(pool_column, column, sums);
+void pool_strip_cpu(const Strip<T>& strip) {
+  CALL_BEST_ISA(pool_strip, strip);
 }
 
 template <typename T>
 void topk_pool_cpu(const T* scores, Kept kept, T* pooled, int32_t* indices, PoolShape s, const Parallel& parallel) {
-  const int64_t columns = columns_of(s.classes);
-  const T* end = scores + s.batch * s.patches * s.classes;
-  const int64_t work = s.patches * (kept.counts || kept.k > kMostSorted ? 64 * kLanes : 4 * kLanes);
-  parallel.loop(s.batch * columns, grain_for(work), [&](int64_t begin, int64_t finish, int) {
-    for (int64_t unit = begin; unit < finish; ++unit) {
-      const int64_t b = unit / columns, first = unit % columns * kLanes;
-      Column<T> column{};
-      column.scores = scores + b * s.patches * s.classes + first;
-      column.stride = s.classes;
-      column.end = end;
-      pool_classes(column, b, first, kept, pooled, indices, s);
-    }
+  each_strip<Accumulate<T>>(s, kept, parallel, [&](int64_t b, int64_t first, int64_t used, auto* scratch) {
+    Strip<T> strip{};
+    strip.scores = scores + b * s.patches * s.classes + first;
+    strip.stride = s.classes;
+    strip.end = scores + s.batch * s.patches * s.classes;
+    strip.scratch = scratch;
+    pool_classes(strip, b, first, used, kept, pooled, indices, s);
   });
 }
 
@@ -68,9 +62,9 @@ void topk_pool_backward_cpu(const T* grad, const int32_t* indices, T* grad_score
   });
 }
 
-#define INSTANTIATE(T)                                                                           \
-  template void pool_column_cpu<T>(const Column<T>&, double*);                                   \
-  template void topk_pool_cpu<T>(const T*, Kept, T*, int32_t*, PoolShape, const Parallel&);      \
+#define INSTANTIATE(T)                                                                      \
+  template void pool_strip_cpu<T>(const Strip<T>&);                                         \
+  template void topk_pool_cpu<T>(const T*, Kept, T*, int32_t*, PoolShape, const Parallel&); \
   template void topk_pool_backward_cpu<T>(const T*, const int32_t*, T*, PoolShape, const Parallel&);
 INSTANTIATE(float)
 INSTANTIATE(double)

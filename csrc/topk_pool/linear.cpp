@@ -5,7 +5,7 @@
 #include <vector>
 
 #include "common/buffer.h"
-#include "topk_pool/column.h"
+#include "topk_pool/strip.h"
 
 namespace toco {
 namespace {
@@ -61,7 +61,7 @@ void linear_topk_pool_cpu(Classifier<T> classifier, Kept kept, T* pooled, int32_
                           const Parallel& parallel) {
   using A = Accumulate<T>;
   const Packed<A> packed(classifier, s.classes);
-  const int64_t tiles = (s.patches + kTokens - 1) / kTokens, columns = columns_of(s.classes);
+  const int64_t tiles = (s.patches + kTokens - 1) / kTokens;
   const auto image = [&](int64_t b, A* scores, const Parallel& inside) {
     inside.loop(tiles, grain_for(kTokens * packed.width * packed.stride), [&](int64_t begin, int64_t end, int) {
       const Buffer<A> scratch(sizeof(T) == sizeof(A) ? 1 : kTokens * packed.width);
@@ -71,14 +71,14 @@ void linear_topk_pool_cpu(Classifier<T> classifier, Kept kept, T* pooled, int32_
         CALL_BEST_ISA(score_rows, tokens, packed, rows, scratch.data, scores + n * packed.stride);
       }
     });
-    inside.loop(columns, grain_for(s.patches * 4 * kLanes), [&](int64_t begin, int64_t end, int) {
-      for (int64_t i = begin; i < end; ++i) {
-        Column<A> column{};
-        column.scores = scores + i * kLanes;
-        column.stride = packed.stride;
-        column.end = scores + s.patches * packed.stride;
-        pool_classes(column, b, i * kLanes, kept, pooled, indices, s);
-      }
+    const PoolShape one{1, s.patches, s.classes, s.most};
+    each_strip<A>(one, kept, inside, [&](int64_t, int64_t first, int64_t used, A* scratch) {
+      Strip<A> strip{};
+      strip.scores = scores + first;
+      strip.stride = packed.stride;
+      strip.end = scores + s.patches * packed.stride;
+      strip.scratch = scratch;
+      pool_classes(strip, b, first, used, kept, pooled, indices, s);
     });
   };
   if (s.batch >= parallel.threads) {
@@ -195,8 +195,7 @@ void linear_topk_pool_backward_cpu(const T* grad, Classifier<T> classifier, cons
         CALL_BEST_ISA(add_scaled, total.data, A(1), image.data, s.classes * kChannels);
       }
       for (int64_t i = 0; i < size; ++i)
-        for (int64_t c = 0; c < s.classes; ++c)
-          grad_weight[(d + i) * s.classes + c] = T(total.data[c * kChannels + i]);
+        for (int64_t c = 0; c < s.classes; ++c) grad_weight[(d + i) * s.classes + c] = T(total.data[c * kChannels + i]);
     }
   });
 
@@ -208,9 +207,9 @@ void linear_topk_pool_backward_cpu(const T* grad, Classifier<T> classifier, cons
   }
 }
 
-#define INSTANTIATE(T)                                                                                              \
-  template void linear_topk_pool_cpu<T>(Classifier<T>, Kept, T*, int32_t*, PoolShape, const Parallel&);             \
-  template void linear_topk_pool_backward_cpu<T>(const T*, Classifier<T>, const int32_t*, T*, T*, T*, PoolShape,    \
+#define INSTANTIATE(T)                                                                                           \
+  template void linear_topk_pool_cpu<T>(Classifier<T>, Kept, T*, int32_t*, PoolShape, const Parallel&);          \
+  template void linear_topk_pool_backward_cpu<T>(const T*, Classifier<T>, const int32_t*, T*, T*, T*, PoolShape, \
                                                  const Parallel&);
 INSTANTIATE(float)
 INSTANTIATE(double)

@@ -1,7 +1,9 @@
-// Top-K pooling of kLanes neighbouring classes, compiled once per instruction set (common/for_each_isa.h).
+// Top-K pooling of neighbouring classes, compiled once per instruction set (common/for_each_isa.h).
 //
 // Lanes are classes, and never look at each other. Few winners are kept sorted in registers while the patches stream
 // by; for many, the k-th largest key is found by bisection, and whatever lies above it wins.
+
+constexpr int kGroup = 4;  // rows that share a loop over lanes: it is left by a branch that nobody can predict
 
 // As many keys as a register holds.
 template <typename A>
@@ -25,95 +27,103 @@ TOCO_TARGET static inline unsigned greater(const I& a, const I& b) {
   return bits;
 }
 
-// The keys of some classes and all patches, kLanes to a row. Lanes beyond `used` get a key below all others.
+// The keys of some patches, column after column, kLanes to a row. Lanes of no class get a key below all others.
 template <typename T, typename A = Accumulate<T>>
-TOCO_TARGET static inline void pack_keys(const Column<T>& column, int64_t begin, int64_t end, Key<A>* keys) {
+TOCO_TARGET static inline void pack_keys(const Strip<T>& strip, int64_t begin, int64_t end, Key<A>* keys) {
   using I = typename Keys<A>::type;
   constexpr int kStep = Keys<A>::kStep;
-  alignas(64) Key<A> used[kLanes];
-  for (int lane = 0; lane < kLanes; ++lane) used[lane] = lane < column.used ? -1 : 0;
   for (int64_t n = begin; n < end; ++n, keys += kLanes) {
-    const T* row = column.scores + n * column.stride;
-    A copy[kLanes] = {};
-    const A* values = copy;
-    if (column.end - row < kLanes) {  // nothing beyond the tensor is read
-      for (int lane = 0; lane < column.used; ++lane) copy[lane] = A(row[lane]);
-    } else if constexpr (sizeof(T) == sizeof(A)) {
-      values = row;
-    } else {
-      for (int lane = 0; lane < kLanes; ++lane) copy[lane] = A(row[lane]);
-    }
-    for (int v = 0; v < kLanes / kStep; ++v) {
-      const typename Keys<A>::values value = *(const typename Keys<A>::unaligned*)(values + v * kStep);
-      const I bits = (I)(value + A(0));  // as key_of in key.h
-      const I key = value == value ? bits ^ ((bits >> (8 * sizeof(A) - 1)) & kLargestKey<A>) : I{} + kLargestKey<A>;
-      *(I*)(keys + v * kStep) = *(const I*)(used + v * kStep) ? key : I{} + kNoKey<A>;
+    Key<A>* to = keys;
+    for (int64_t c = 0; c < strip.used; c += kLanes, to += (end - begin) * kLanes) {
+      const T* row = strip.scores + n * strip.stride + c;
+      A copy[kLanes] = {};
+      const A* values = copy;
+      if (strip.end - row < kLanes) {  // nothing beyond the tensor is read
+        for (int lane = 0; c + lane < strip.used && lane < kLanes; ++lane) copy[lane] = A(row[lane]);
+      } else if constexpr (sizeof(T) == sizeof(A)) {
+        values = row;
+      } else {
+        for (int lane = 0; lane < kLanes; ++lane) copy[lane] = A(row[lane]);
+      }
+      for (int v = 0; v < kLanes; v += kStep) {
+        const typename Keys<A>::values value = *(const typename Keys<A>::unaligned*)(values + v);
+        const I bits = (I)(value + A(0));  // as key_of in key.h
+        *(I*)(to + v) = value == value ? bits ^ ((bits >> (8 * sizeof(A) - 1)) & kLargestKey<A>) : I{} + kLargestKey<A>;
+      }
+      for (int64_t lane = strip.used - c; lane < kLanes; ++lane) to[lane] = kNoKey<A>;
     }
   }
 }
 
 template <typename T, typename A = Accumulate<T>>
-TOCO_TARGET static inline void put_winner(const Column<T>& column, int64_t n, int64_t place, int lane, double* sums) {
-  column.indices[place * column.classes + lane] = int32_t(n);
-  sums[lane] += double(A(column.scores[n * column.stride + lane]));
+TOCO_TARGET static inline void put_winner(const Strip<T>& strip, int64_t n, int64_t place, int64_t c) {
+  strip.indices[place * strip.classes + c] = int32_t(n);
+  strip.sums[c] += double(A(strip.scores[n * strip.stride + c]));
 }
 
 // k <= kMostSorted: the k best keys of each lane and their patches, best first. A later patch comes after an equal one.
-template <typename T, int k, typename A = Accumulate<T>>
-TOCO_TARGET static void pool_sorted(const Column<T>& column, double* sums) {
+template <typename A, int k>
+TOCO_TARGET static inline void keep_best(const Key<A>* keys, int64_t first, int64_t rows, Key<A>* best, Key<A>* patch) {
   using I = typename Keys<A>::type;
-  constexpr int kStep = Keys<A>::kStep, kRows = 64, kGroup = 4;
-  alignas(64) Key<A> keys[kRows * kLanes];
-  alignas(64) Key<A> best[k * kLanes], patch[k * kLanes];
-  for (int i = 0; i < k * kLanes; ++i) best[i] = kNoKey<A>;
-  for (int64_t first = 0; first < column.patches; first += kRows) {
-    const int64_t rows = std::min<int64_t>(kRows, column.patches - first);
-    pack_keys(column, first, first + rows, keys);
-    for (int64_t i = rows * kLanes; i % (kGroup * kLanes); ++i) keys[i] = kNoKey<A>;
-    for (int v = 0; v < column.used; v += kStep) {
-      I b[k], p[k];
+  I b[k], p[k];
 #pragma GCC unroll 8
-      for (int j = 0; j < k; ++j) {
-        b[j] = *(const I*)(best + j * kLanes + v);
-        p[j] = *(const I*)(patch + j * kLanes + v);
-      }
-      for (int64_t n = 0; n < rows; n += kGroup) {
-        const Key<A>* group = keys + n * kLanes + v;
-        unsigned any = 0;
+  for (int j = 0; j < k; ++j) {
+    b[j] = *(const I*)(best + j * kLanes);
+    p[j] = *(const I*)(patch + j * kLanes);
+  }
+  for (int64_t n = 0; n < rows; n += kGroup) {
+    const Key<A>* group = keys + n * kLanes;
+    const int count = rows - n < kGroup ? rows - n : kGroup;
+    unsigned any = 0;
 #pragma GCC unroll 4
-        for (int i = 0; i < kGroup; ++i) any |= greater<A>(*(const I*)(group + i * kLanes), b[k - 1]);
-        if (!any) continue;
-        for (int i = 0; i < kGroup; ++i) {
-          const I x = *(const I*)(group + i * kLanes);
-          if (!greater<A>(x, b[k - 1])) continue;
-          const I here = I{} + Key<A>(first + n + i);
+    for (int i = 0; i < kGroup; ++i) any |= greater<A>(*(const I*)(group + (i < count ? i : 0) * kLanes), b[k - 1]);
+    if (!any) continue;
+    for (int i = 0; i < count; ++i) {
+      const I x = *(const I*)(group + i * kLanes);
+      if (!greater<A>(x, b[k - 1])) continue;
+      const I here = I{} + Key<A>(first + n + i);
 #pragma GCC unroll 8
-          for (int j = k - 1; j > 0; --j) {
-            const I above = x > b[j - 1], level = x > b[j];
-            p[j] = above ? p[j - 1] : level ? here : p[j];
-            b[j] = above ? b[j - 1] : level ? x : b[j];
-          }
-          const I level = x > b[0];
-          p[0] = level ? here : p[0];
-          b[0] = level ? x : b[0];
-        }
+      for (int j = k - 1; j > 0; --j) {
+        const I above = x > b[j - 1], level = x > b[j];
+        p[j] = above ? p[j - 1] : level ? here : p[j];
+        b[j] = above ? b[j - 1] : level ? x : b[j];
       }
-#pragma GCC unroll 8
-      for (int j = 0; j < k; ++j) {
-        *(I*)(best + j * kLanes + v) = b[j];
-        *(I*)(patch + j * kLanes + v) = p[j];
-      }
+      const I level = x > b[0];
+      p[0] = level ? here : p[0];
+      b[0] = level ? x : b[0];
     }
   }
-  for (int lane = 0; lane < column.used; ++lane) {
+#pragma GCC unroll 8
+  for (int j = 0; j < k; ++j) {
+    *(I*)(best + j * kLanes) = b[j];
+    *(I*)(patch + j * kLanes) = p[j];
+  }
+}
+
+template <typename T, int k, typename A = Accumulate<T>>
+TOCO_TARGET static void pool_sorted(const Strip<T>& strip) {
+  const int64_t columns = columns_of(strip.used);
+  Key<A>* keys = (Key<A>*)strip.scratch;           // (columns, kRows, kLanes)
+  Key<A>* best = keys + columns * kRows * kLanes;  // (columns, k, kLanes)
+  Key<A>* patch = best + columns * k * kLanes;     // (columns, k, kLanes)
+  std::fill_n(best, columns * k * kLanes, kNoKey<A>);
+  for (int64_t first = 0; first < strip.patches; first += kRows) {
+    const int64_t rows = std::min<int64_t>(kRows, strip.patches - first);
+    pack_keys(strip, first, first + rows, keys);
+    for (int64_t c = 0; c < strip.used; c += Keys<A>::kStep) {
+      const int64_t column = c / kLanes, v = c % kLanes, state = column * k * kLanes + v;
+      keep_best<A, k>(keys + column * rows * kLanes + v, first, rows, best + state, patch + state);
+    }
+  }
+  for (int64_t c = 0; c < strip.used; ++c) {
     int64_t list[k];
     for (int j = 0; j < k; ++j) {  // by index
-      int64_t n = patch[j * kLanes + lane];
+      const int64_t n = patch[(c / kLanes * k + j) * kLanes + c % kLanes];
       int i = j;
       for (; i > 0 && list[i - 1] > n; --i) list[i] = list[i - 1];
       list[i] = n;
     }
-    for (int j = 0; j < k; ++j) put_winner(column, list[j], j, lane, sums);
+    for (int j = 0; j < k; ++j) put_winner(strip, list[j], j, c);
   }
 }
 
@@ -150,17 +160,21 @@ TOCO_TARGET static I threshold(const Key<A>* keys, int64_t rows, const I& wanted
     early[lane] = Key<A>(rank - slack);
     late[lane] = Key<A>(rank + slack);
   }
-  const I from = kth_largest<A>(keys, sampled, kEvery * kLanes, late, lowest, largest);  // the lowest if too late
-  const I to = kth_largest<A>(keys, sampled, kEvery * kLanes, early, from, largest);     // the largest if too early
+  const I from = kth_largest<A>(keys, sampled, kEvery * kLanes, late, lowest, largest);
+  const I to = kth_largest<A>(keys, sampled, kEvery * kLanes, early, early > 0 ? from : largest, largest);
 
   alignas(kVectorBytes) Key<A> counts[kStep] = {};
   I above = {};
-  for (int64_t n = 0; n < rows; ++n) {
-    const I x = *(const I*)(keys + n * kLanes);
-    above -= x > to;
-    for (unsigned bits = used & ~greater<A>(from, x) & ~greater<A>(x, to); bits; bits &= bits - 1) {
-      const int lane = __builtin_ctz(bits);
-      near[counts[lane]++ * kStep + lane] = keys[n * kLanes + lane];
+  for (int64_t n = 0; n < rows; n += kGroup) {
+    uint64_t bits = 0;
+    for (int64_t i = 0; i < kGroup && n + i < rows; ++i) {
+      const I x = *(const I*)(keys + (n + i) * kLanes);
+      above -= x > to;
+      bits |= uint64_t(used & ~greater<A>(from, x) & ~greater<A>(x, to)) << (i * kStep);
+    }
+    for (; bits; bits &= bits - 1) {
+      const int bit = __builtin_ctzll(bits), lane = bit % kStep;
+      near[counts[lane]++ * kStep + lane] = keys[(n + bit / kStep) * kLanes + lane];
     }
   }
   const I found = *(const I*)counts;
@@ -174,55 +188,63 @@ TOCO_TARGET static I threshold(const Key<A>* keys, int64_t rows, const I& wanted
 
 // Any k: whatever lies above the k-th largest key wins, and of its equals the first.
 template <typename T, typename A = Accumulate<T>>
-TOCO_TARGET static void pool_above_threshold(const Column<T>& column, double* sums) {
+TOCO_TARGET static void pool_above_threshold(const Strip<T>& strip) {
   using I = typename Keys<A>::type;
   constexpr int kStep = Keys<A>::kStep;
-  const Buffer<Key<A>> keys(column.patches * kLanes), near(column.patches * kStep);
-  pack_keys(column, 0, column.patches, keys.data);
-  for (int v = 0; v < column.used; v += kStep) {
-    const unsigned used = column.used - v < kStep ? (1u << (column.used - v)) - 1 : (1u << kStep) - 1;
+  Key<A>* packed = (Key<A>*)strip.scratch;  // (columns, N, kLanes)
+  Key<A>* near = packed + columns_of(strip.used) * strip.patches * kLanes;
+  pack_keys(strip, 0, strip.patches, packed);
+  for (int64_t c = 0; c < strip.used; c += kStep) {
+    const Key<A>* keys = packed + c / kLanes * strip.patches * kLanes + c % kLanes;
+    const unsigned used = strip.used - c < kStep ? (1u << (strip.used - c)) - 1 : (1u << kStep) - 1;
     I wanted;
-    for (int lane = 0; lane < kStep; ++lane) wanted[lane] = Key<A>(column.kept[v + lane]);
-    const I least = threshold<A>(keys.data + v, column.patches, wanted, used, near.data);
-    I equals = wanted;  // how many of the keys equal to the threshold win
-    for (int64_t n = 0; n < column.patches; ++n) equals += *(const I*)(keys.data + n * kLanes + v) > least;
+    for (int lane = 0; lane < kStep; ++lane) wanted[lane] = Key<A>(strip.kept[c + lane]);
+    const I least = threshold<A>(keys, strip.patches, wanted, used, near);
+    alignas(kVectorBytes) Key<A> equals[kStep];  // how many of the keys equal to the threshold win
+    I above = {};
+    for (int64_t n = 0; n < strip.patches; ++n) above -= *(const I*)(keys + n * kLanes) > least;
+    *(I*)equals = wanted - above;
     int64_t place[kStep] = {};
-    for (int64_t n = 0; n < column.patches; ++n) {
-      const I x = *(const I*)(keys.data + n * kLanes + v);
-      unsigned bits = used & ~greater<A>(least, x);
-      for (unsigned equal = bits & ~greater<A>(x, least); equal; equal &= equal - 1) {
-        const int lane = __builtin_ctz(equal);
-        if (equals[lane] <= 0) bits &= ~(1u << lane);
-        equals[lane] -= 1;
+    for (int64_t n = 0; n < strip.patches; n += kGroup) {
+      uint64_t bits = 0, equal = 0;
+      for (int64_t i = 0; i < kGroup && n + i < strip.patches; ++i) {
+        const I x = *(const I*)(keys + (n + i) * kLanes);
+        const unsigned reached = used & ~greater<A>(least, x);
+        bits |= uint64_t(reached) << (i * kStep);
+        equal |= uint64_t(reached & ~greater<A>(x, least)) << (i * kStep);
+      }
+      for (; equal; equal &= equal - 1) {
+        const int bit = __builtin_ctzll(equal);
+        if (equals[bit % kStep]-- <= 0) bits &= ~(uint64_t(1) << bit);
       }
       for (; bits; bits &= bits - 1) {
-        const int lane = __builtin_ctz(bits);
-        put_winner(column, n, place[lane]++, v + lane, sums);
+        const int bit = __builtin_ctzll(bits), lane = bit % kStep;
+        put_winner(strip, n + bit / kStep, place[lane]++, c + lane);
       }
     }
   }
 }
 
 template <typename T>
-TOCO_TARGET void pool_column(const Column<T>& column, double* sums) {
-  switch (column.sorted) {
+TOCO_TARGET void pool_strip(const Strip<T>& strip) {
+  switch (strip.sorted) {
     case 1:
-      return pool_sorted<T, 1>(column, sums);
+      return pool_sorted<T, 1>(strip);
     case 2:
-      return pool_sorted<T, 2>(column, sums);
+      return pool_sorted<T, 2>(strip);
     case 3:
-      return pool_sorted<T, 3>(column, sums);
+      return pool_sorted<T, 3>(strip);
     case 4:
-      return pool_sorted<T, 4>(column, sums);
+      return pool_sorted<T, 4>(strip);
     case 5:
-      return pool_sorted<T, 5>(column, sums);
+      return pool_sorted<T, 5>(strip);
     case 6:
-      return pool_sorted<T, 6>(column, sums);
+      return pool_sorted<T, 6>(strip);
     case 7:
-      return pool_sorted<T, 7>(column, sums);
+      return pool_sorted<T, 7>(strip);
     case 8:
-      return pool_sorted<T, 8>(column, sums);
+      return pool_sorted<T, 8>(strip);
     default:
-      return pool_above_threshold(column, sums);
+      return pool_above_threshold(strip);
   }
 }

@@ -58,13 +58,34 @@ void linear_topk_pool_cpu(Classifier<T> classifier, Kept kept, T* pooled, int32_
                           const Parallel& parallel);
 
 template <typename T>
-void linear_topk_pool_backward_cpu(const T* grad,           // (B, C)
+void linear_topk_pool_backward_cpu(const T* grad,  // (B, C)
                                    Classifier<T> classifier,
                                    const int32_t* indices,  // (B, most, C)
                                    T* grad_tokens,          // (B, N, D), or null when not wanted
                                    T* grad_weight,          // (D, C)
                                    T* grad_bias,            // (C)
                                    PoolShape shape, const Parallel& parallel);
+
+template <typename T>
+void topk_pool_cuda(const T* scores, Kept kept, T* pooled, int32_t* indices, PoolShape shape, void* stream);
+
+template <typename T>
+void topk_pool_backward_cuda(const T* grad, const int32_t* indices, T* grad_scores, PoolShape shape, void* stream);
+
+template <typename T>
+void linear_topk_pool_cuda(Classifier<T> classifier, Kept kept, T* pooled, int32_t* indices,
+                           Accumulate<T>* scores,  // (B, N, C)
+                           PoolShape shape, void* stream);
+
+// Sums over the patches of each image, for the weight and behind it for the bias.
+inline int64_t linear_partials(int64_t width, const PoolShape& s) { return s.batch * s.classes * (width + 1); }
+
+template <typename T>
+void linear_topk_pool_backward_cuda(const T* grad, Classifier<T> classifier, const int32_t* indices, T* grad_tokens,
+                                    T* grad_weight, T* grad_bias,
+                                    Accumulate<T>* grad_scores,  // (B, N, C)
+                                    Accumulate<T>* partials,     // (linear_partials)
+                                    PoolShape shape, void* stream);
 
 // How many patches class c of image b kept, and the first of them that is not below patch n.
 TOCO_HOST_DEVICE int64_t first_winner(const int32_t* indices, int64_t b, int64_t c, int64_t n, const PoolShape& s) {
