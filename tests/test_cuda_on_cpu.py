@@ -22,18 +22,37 @@ def compile_and_run(program, tmp_path, csrc=CSRC):
     return subprocess.run([str(tmp_path / "program")], capture_output=True, text=True)
 
 
-def test_affinity_refine(tmp_path):
-    result = compile_and_run("affinity_refine", tmp_path)
+@pytest.mark.parametrize("program", ["affinity_refine", "topk_pool"])
+def test_kernels(program, tmp_path):
+    result = compile_and_run(program, tmp_path)
     assert result.returncode == 0, result.stdout + result.stderr
     assert result.stdout == "0 failures\n"
 
 
-def test_a_wrong_kernel_is_seen(tmp_path):
+@pytest.mark.parametrize(
+    ("program", "file", "right", "wrong", "seen"),
+    [
+        (
+            "affinity_refine",
+            "cuda.cu",
+            "min(max(x + dx, 0), width - 1)",
+            "min(max(x - dx, 0), width - 1)",
+            "wrong: float64",
+        ),
+        (
+            "topk_pool",
+            "cuda_select.h",
+            "patch < other_patch",
+            "patch > other_patch",
+            "wrong: float32, indices",
+        ),
+    ],
+)
+def test_a_wrong_kernel_is_seen(program, file, right, wrong, seen, tmp_path):
     csrc = shutil.copytree(CSRC, tmp_path / "csrc")
-    kernel = csrc / "affinity_refine" / "cuda.cu"
-    right = "min(max(x + dx, 0), width - 1)"
-    assert right in kernel.read_text()
-    kernel.write_text(kernel.read_text().replace(right, "min(max(x - dx, 0), width - 1)"))
-    result = compile_and_run("affinity_refine", tmp_path, csrc)
+    kernel = csrc / program / file
+    assert kernel.read_text().count(right) == 1
+    kernel.write_text(kernel.read_text().replace(right, wrong))
+    result = compile_and_run(program, tmp_path, csrc)
     assert result.returncode == 1
-    assert "wrong: float64" in result.stdout
+    assert seen in result.stdout

@@ -35,8 +35,9 @@ void topk_pool_cpu(const T* scores, Kept kept, T* pooled, int32_t* indices, Pool
 template <typename T>
 void topk_pool_backward_cpu(const T* grad, const int32_t* indices, T* grad_scores, PoolShape s,
                             const Parallel& parallel) {
+  if (s.classes == 0) return;
   // Blocks of rows that stay in the first cache between being cleared and written to.
-  const int64_t rows = std::max<int64_t>(1, 16384 / std::max<int64_t>(1, s.classes * int64_t(sizeof(T))));
+  const int64_t rows = std::max<int64_t>(1, 16384 / (s.classes * int64_t(sizeof(T))));
   const int64_t blocks = (s.patches + rows - 1) / rows;
   parallel.loop(s.batch * blocks, grain_for(rows * s.classes), [&](int64_t begin, int64_t end, int) {
     std::vector<int64_t> next(s.classes);  // the first winner of each class that lies beyond what was written

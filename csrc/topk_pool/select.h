@@ -140,7 +140,7 @@ TOCO_TARGET static I kth_largest(const Key<A>* keys, int64_t rows, int64_t strid
     for (; n < rows; ++n) counts[0] -= *(const I*)(keys + n * stride) > middle;
     const I open = low < high, enough = counts[0] + counts[1] >= wanted;
     high = open & ~enough ? middle : high;
-    low = open & enough ? middle + 1 : low;
+    low = open & enough ? middle - open : low;  // + 1
   }
   return low;
 }
