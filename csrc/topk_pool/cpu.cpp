@@ -3,6 +3,7 @@
 #include <vector>
 
 #include "common/buffer.h"
+#include "common/huge_pages.h"
 #include "topk_pool/key.h"
 #include "topk_pool/strip.h"
 
@@ -36,6 +37,7 @@ template <typename T>
 void topk_pool_backward_cpu(const T* grad, const int32_t* indices, T* grad_scores, PoolShape s,
                             const Parallel& parallel) {
   if (s.classes == 0) return;
+  prefer_huge_pages(grad_scores, s.batch * s.patches * s.classes * int64_t(sizeof(T)));
   // Blocks of rows that stay in the first cache between being cleared and written to.
   const int64_t rows = std::max<int64_t>(1, 16384 / (s.classes * int64_t(sizeof(T))));
   const int64_t blocks = (s.patches + rows - 1) / rows;

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "common/buffer.h"
+#include "common/huge_pages.h"
 #include "topk_pool/strip.h"
 
 namespace toco {
@@ -163,6 +164,7 @@ void linear_topk_pool_backward_cpu(const T* grad, Classifier<T> classifier, cons
   });
 
   if (grad_tokens) {
+    prefer_huge_pages(grad_tokens, s.batch * s.patches * width * int64_t(sizeof(T)));
     const Buffer<A> transposed(s.classes * width);
     for (int64_t c = 0; c < s.classes; ++c)
       for (int64_t d = 0; d < width; ++d) transposed.data[c * width + d] = packed.weight.data[d * packed.stride + c];
