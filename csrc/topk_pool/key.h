@@ -33,4 +33,13 @@ TOCO_HOST_DEVICE Key<A> key_of(A value) {
   return value == value ? bits ^ ((bits >> (8 * sizeof(A) - 1)) & kLargestKey<A>) : kLargestKey<A>;
 }
 
+// The score, but for the sign of zero and of NaN.
+template <typename A>
+TOCO_HOST_DEVICE A score_of_key(Key<A> key) {
+  const Key<A> bits = key ^ ((key >> (8 * sizeof(A) - 1)) & kLargestKey<A>);
+  A value;
+  memcpy(&value, &bits, sizeof value);
+  return value;
+}
+
 }  // namespace toco

@@ -127,10 +127,12 @@ TOCO_TARGET static void pool_sorted(const Strip<T>& strip) {
   }
 }
 
-// The least key in low … high that fewer than `wanted` keys of `rows` exceed, lane by lane: that of rank `wanted`.
+// Halves low … high, up to `steps` times, around the least key that fewer than `wanted` keys of `rows` exceed, lane by
+// lane: that of rank `wanted`.
 template <typename A, typename I = typename Keys<A>::type>
-TOCO_TARGET static I kth_largest(const Key<A>* keys, int64_t rows, int64_t stride, const I& wanted, I low, I high) {
-  while (greater<A>(high, low)) {
+TOCO_TARGET static void bisect(const Key<A>* keys, int64_t rows, int64_t stride, const I& wanted, int steps, I& low,
+                               I& high) {
+  for (; steps > 0 && greater<A>(high, low); --steps) {
     const I middle = (low & high) + ((low ^ high) >> 1);  // rounded down, without overflow
     I counts[2] = {};
     int64_t n = 0;
@@ -142,17 +144,21 @@ TOCO_TARGET static I kth_largest(const Key<A>* keys, int64_t rows, int64_t strid
     high = open & ~enough ? middle : high;
     low = open & enough ? middle - open : low;  // + 1
   }
-  return low;
 }
 
 // The k-th largest key of all patches, in the lanes of `used`. A sample says roughly where it is, so that only the keys
 // around there are bisected, put together in `near`.
 template <typename A, typename I = typename Keys<A>::type>
 TOCO_TARGET static I threshold(const Key<A>* keys, int64_t rows, const I& wanted, unsigned used, Key<A>* near) {
-  constexpr int kStep = Keys<A>::kStep, kEvery = 8;
+  constexpr int kStep = Keys<A>::kStep, kEvery = 8, kBits = 8 * sizeof(A), kRoughly = kBits / 2 + 4;
   const I lowest = I{} + kNoKey<A>, largest = I{} + kLargestKey<A>;
+  const auto of_all = [&]() TOCO_TARGET {
+    I low = lowest, high = largest;
+    bisect<A>(keys, rows, kLanes, wanted, kBits, low, high);
+    return low;
+  };
   const int64_t sampled = rows / kEvery;
-  if (sampled < 64) return kth_largest<A>(keys, rows, kLanes, wanted, lowest, largest);
+  if (sampled < 64) return of_all();
   I early, late;  // ranks in the sample, three deviations to either side of the one that is looked for
   for (int lane = 0; lane < kStep; ++lane) {
     const double share = double(wanted[lane]) / double(rows), rank = share * double(sampled);
@@ -160,8 +166,11 @@ TOCO_TARGET static I threshold(const Key<A>* keys, int64_t rows, const I& wanted
     early[lane] = Key<A>(rank - slack);
     late[lane] = Key<A>(rank + slack);
   }
-  const I from = kth_largest<A>(keys, sampled, kEvery * kLanes, late, lowest, largest);
-  const I to = kth_largest<A>(keys, sampled, kEvery * kLanes, early, early > 0 ? from : largest, largest);
+  for (int64_t n = 0; n < sampled; ++n) *(I*)(near + n * kStep) = *(const I*)(keys + n * kEvery * kLanes);
+  I from = lowest, to = largest, unused = largest;
+  bisect<A>(near, sampled, kStep, late, kRoughly, from, unused);
+  unused = early > 0 ? from : largest;
+  bisect<A>(near, sampled, kStep, early, kRoughly, unused, to);
 
   alignas(kVectorBytes) Key<A> counts[kStep] = {};
   I above = {};
@@ -179,11 +188,12 @@ TOCO_TARGET static I threshold(const Key<A>* keys, int64_t rows, const I& wanted
   }
   const I found = *(const I*)counts;
   if ((greater<A>(wanted, above + found) | ~greater<A>(wanted, above)) & used)  // the sample misled
-    return kth_largest<A>(keys, rows, kLanes, wanted, lowest, largest);
+    return of_all();
   const Key<A> most = *std::max_element(counts, counts + kStep);
   for (int lane = 0; lane < kStep; ++lane)
     for (Key<A> n = counts[lane]; n < most; ++n) near[n * kStep + lane] = kNoKey<A>;
-  return kth_largest<A>(near, most, kStep, wanted - above, from, to);
+  bisect<A>(near, most, kStep, wanted - above, kBits, from, to);
+  return from;
 }
 
 // Any k: whatever lies above the k-th largest key wins, and of its equals the first.
@@ -196,6 +206,7 @@ TOCO_TARGET static void pool_above_threshold(const Strip<T>& strip) {
   pack_keys(strip, 0, strip.patches, packed);
   for (int64_t c = 0; c < strip.used; c += kStep) {
     const Key<A>* keys = packed + c / kLanes * strip.patches * kLanes + c % kLanes;
+    double* sums = strip.sums + c;
     const unsigned used = strip.used - c < kStep ? (1u << (strip.used - c)) - 1 : (1u << kStep) - 1;
     I wanted;
     for (int lane = 0; lane < kStep; ++lane) wanted[lane] = Key<A>(strip.kept[c + lane]);
@@ -219,7 +230,9 @@ TOCO_TARGET static void pool_above_threshold(const Strip<T>& strip) {
       }
       for (; bits; bits &= bits - 1) {
         const int bit = __builtin_ctzll(bits), lane = bit % kStep;
-        put_winner(strip, n + bit / kStep, place[lane]++, c + lane);
+        const int64_t patch = n + bit / kStep;
+        strip.indices[place[lane]++ * strip.classes + c + lane] = int32_t(patch);
+        sums[lane] += double(score_of_key<A>(keys[patch * kLanes + lane]));
       }
     }
   }
