@@ -1,4 +1,4 @@
-"""CUDA kernels whose threads do not exchange data run on the CPU, under the address sanitizer, without a GPU."""
+"""CUDA kernels run on the CPU, under the address sanitizer, without a GPU, as far as their threads only meet at barriers."""
 
 import shutil
 import subprocess
@@ -23,7 +23,7 @@ def compile_and_run(program, tmp_path, csrc=CSRC):
     return subprocess.run([str(tmp_path / "program")], capture_output=True, text=True)
 
 
-@pytest.mark.parametrize("program", ["affinity_refine", "cam"])
+@pytest.mark.parametrize("program", ["affinity_refine", "cam", "topk_pool"])
 def test_cuda_kernels(program, tmp_path):
     result = compile_and_run(program, tmp_path)
     assert result.returncode == 0, result.stdout + result.stderr
@@ -37,6 +37,7 @@ WRONG = {  # program -> (file, what is right in it, what is not, what is to be s
         ("cuda_crops.cu", "corner.y + y)", "corner.y + x)", "wrong: crops"),
         ("cuda_loss.cu", "thread += kAdders", "thread += 2 * kAdders", "wrong: loss"),
     ],
+    "topk_pool": [("cuda_select.h", "patch < other_patch", "patch > other_patch", "wrong: float32, indices")],
 }
 
 

@@ -33,6 +33,7 @@ ROOMS = {  # one folder per operator, and what it adds to the public API
         "patch_contrastive_error",
         "patch_token_contrast",
     ),
+    "topk_pool": ("LinearTopKPool", "TopKPool", "linear_topk_pool", "topk_pool"),
 }
 _ROOM_OF = {name: room for room, names in ROOMS.items() for name in names}
 
@@ -59,6 +60,10 @@ if TYPE_CHECKING:
     from .patch_contrast import PatchTokenContrastLoss as PatchTokenContrastLoss
     from .patch_contrast import patch_contrastive_error as patch_contrastive_error
     from .patch_contrast import patch_token_contrast as patch_token_contrast
+    from .topk_pool import LinearTopKPool as LinearTopKPool
+    from .topk_pool import TopKPool as TopKPool
+    from .topk_pool import linear_topk_pool as linear_topk_pool
+    from .topk_pool import topk_pool as topk_pool
 
 
 def __getattr__(name: str):

@@ -15,7 +15,7 @@ try:
 except ImportError:
     _numpy = None
 
-__all__ = ["affinity_refine", "class_token_contrast"]
+__all__ = ["affinity_refine", "class_token_contrast", "topk_pool"]
 
 
 def _check_array(array: np.ndarray, argument: str, ndim: int, shape: str) -> None:
@@ -146,3 +146,60 @@ def class_token_contrast(
         loss = on_tensors(tokens.requires_grad_(), others, object_flags, temperature=temperature)
     loss.backward()
     return loss.item(), tokens.grad.numpy()
+
+
+def topk_pool(
+    scores: np.ndarray,  # (B, N, C)
+    k: "int | np.ndarray",  # or (B, C)
+    *,
+    threads: int = 1,
+) -> np.ndarray:  # (B, C)
+    """`toco_kernels.topk_pool`: the mean of the k largest scores of each class.
+
+    Args:
+        scores: (B, N, C), float32 or float64. Or those of one image, (N, C).
+        k: how many patches each class keeps, 1 … N; or (B, C) integers, (C) for one image.
+        threads: how many threads to use, >= 1; the result does not depend on it.
+
+    Returns:
+        (B, C) means, (C) for one image, in the scores' dtype.
+
+    Raises:
+        TypeError: an argument is no array or has another dtype.
+        ValueError: k is outside 1 … N, or shapes disagree.
+
+    Source: TKP-PCL (top-K pooling with patch contrastive learning).
+    """
+    alone = isinstance(scores, np.ndarray) and scores.ndim == 2
+    _check_array(scores, "scores", 2 if alone else 3, "(N, C)" if alone else "(B, N, C)")
+    _check_dtype(scores, "scores")
+    patches = scores.shape[-2]
+    if patches < 1:
+        raise bad_value("scores", "have at least one patch", f"shape {scores.shape}")
+    if isinstance(k, np.ndarray):
+        expected = scores.shape[:-2] + scores.shape[-1:]
+        if not np.issubdtype(k.dtype, np.integer):
+            raise bad_type("k", "be an integer or an array of integers", k.dtype)
+        if k.shape != expected:
+            raise bad_value("k", f"have shape {'(C)' if alone else '(B, C)'} = {expected}", f"shape {k.shape}")
+        if k.size and not 1 <= k.min() <= k.max() <= patches:
+            raise bad_value("k", f"be between 1 and the number of patches, {patches}", f"{k.min()} to {k.max()}")
+        k, counts = 0, k.astype(np.int64)
+    else:
+        k, counts = integer(k, "k", least=1), None
+        if k > patches:
+            raise bad_value("k", f"be at most the number of patches, {patches}", k)
+    integer(threads, "threads", least=1)
+
+    if alone:
+        scores, counts = scores[None], None if counts is None else counts[None]
+    if _numpy is not None:
+        pooled = _numpy.topk_pool(scores, k, counts, threads)
+        return pooled[0] if alone else pooled
+    import torch
+
+    from .topk_pool.op import topk_pool as on_tensors
+
+    kept = k if counts is None else torch.from_numpy(counts)
+    pooled = on_tensors(torch.from_numpy(scores.copy()), kept).numpy()
+    return pooled[0] if alone else pooled

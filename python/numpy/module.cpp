@@ -4,11 +4,13 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <optional>
 #include <vector>
 
 #include "affinity_refine/affinity_refine.h"
 #include "class_contrast/class_contrast.h"
 #include "threads.h"
+#include "topk_pool/topk_pool.h"
 
 namespace py = pybind11;
 
@@ -47,9 +49,28 @@ static py::tuple class_token_contrast(const Array<T>& student, const Array<T>& t
   return py::make_tuple(loss, grad_student);
 }
 
+// `counts` (B, C), where given, replaces k.
+template <typename T>
+static Array<T> topk_pool(const Array<T>& scores, int64_t k, const std::optional<Array<int64_t>>& counts, int threads) {
+  const int64_t patches = scores.shape(1);
+  const toco::PoolShape shape{scores.shape(0), patches, scores.shape(2), counts ? patches : k};
+  Array<T> pooled({shape.batch, shape.classes});
+  std::vector<int32_t> indices(shape.batch * shape.most * shape.classes);
+  {
+    const T* s = scores.data();
+    const toco::Kept kept{k, counts ? counts->data() : nullptr};
+    T* p = pooled.mutable_data();
+    py::gil_scoped_release release;
+    toco::topk_pool_cpu(s, kept, p, indices.data(), shape, toco::threads(threads));
+  }
+  return pooled;
+}
+
 PYBIND11_MODULE(_numpy, m) {
   m.def("affinity_refine", &affinity_refine<float>);
   m.def("affinity_refine", &affinity_refine<double>);
   m.def("class_token_contrast", &class_token_contrast<float>);
   m.def("class_token_contrast", &class_token_contrast<double>);
+  m.def("topk_pool", &topk_pool<float>);
+  m.def("topk_pool", &topk_pool<double>);
 }

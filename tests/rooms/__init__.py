@@ -15,6 +15,7 @@ from .cam_training import CROP_UNCERTAIN, SEGMENTATION_LOSS, crop_inputs
 from .class_contrast import CLASS_CONTRAST, class_contrast_inputs
 from .patch_contrast import PATCH_CONTRASTIVE_ERROR, PATCH_TOKEN_CONTRAST, error_inputs, token_inputs
 from .room import Room, needs_kernel
+from .topk_pool import LINEAR_TOPK_POOL, TOPK_POOL, linear_inputs, own_counts, pool_inputs
 
 ROOMS = [
     AFFINITY_REFINE,
@@ -22,6 +23,7 @@ ROOMS = [
     CAM_TO_ROI,
     CLASS_CONTRAST,
     CROP_UNCERTAIN,
+    LINEAR_TOPK_POOL,
     MERGE_CAMS,
     MERGE_CAMS_TO_LABELS,
     MERGE_CAMS_TO_ROI,
@@ -29,6 +31,7 @@ ROOMS = [
     PATCH_TOKEN_CONTRAST,
     REFINE_CAM_LABELS,
     SEGMENTATION_LOSS,
+    TOPK_POOL,
 ]
 
 __all__ = [
@@ -38,6 +41,7 @@ __all__ = [
     "CAM_TO_ROI",
     "CLASS_CONTRAST",
     "CROP_UNCERTAIN",
+    "LINEAR_TOPK_POOL",
     "MERGE_CAMS",
     "MERGE_CAMS_TO_LABELS",
     "MERGE_CAMS_TO_ROI",
@@ -46,14 +50,18 @@ __all__ = [
     "REFINE_CAM_LABELS",
     "ROOMS",
     "SEGMENTATION_LOSS",
+    "TOPK_POOL",
     "Room",
     "cam_inputs",
     "class_contrast_inputs",
     "crop_inputs",
     "error_inputs",
     "label_inputs",
+    "linear_inputs",
     "map_inputs",
     "needs_kernel",
+    "own_counts",
+    "pool_inputs",
     "refine_inputs",
     "token_inputs",
 ]
