@@ -1,4 +1,4 @@
-"""CUDA kernels run on the CPU, under the address sanitizer, without a GPU, as far as their threads only meet at barriers."""
+"""CUDA kernels on the CPU, under sanitizers: threads take turns, and may meet at barriers. No GPU is needed."""
 
 import shutil
 import subprocess

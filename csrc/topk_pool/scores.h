@@ -1,17 +1,12 @@
 // Scores of patches, and the gradients of winning ones, compiled once per instruction set (common/for_each_isa.h).
 
-template <typename A>
-struct Vector {
-  typedef A type __attribute__((vector_size(kVectorBytes)));
-  typedef A unaligned __attribute__((vector_size(kVectorBytes), aligned(sizeof(A))));
-  static constexpr int kStep = kVectorBytes / sizeof(A);
-};
+#include "common/vector.h"
 
 // kRows tokens times kVectors vectors of classes: the sums stay in registers over all channels.
 template <typename A, int kRows, int kVectors>
 TOCO_TARGET static inline void multiply(const A* tokens, const A* weight, int64_t width, int64_t stride, A* scores) {
   using V = typename Vector<A>::type;
-  constexpr int kStep = Vector<A>::kStep;
+  constexpr int kStep = Vector<A>::kSize;
   V sums[kRows][kVectors] = {};
   for (int64_t d = 0; d < width; ++d, weight += stride) {
     V w[kVectors];
@@ -33,7 +28,7 @@ TOCO_TARGET static inline void multiply(const A* tokens, const A* weight, int64_
 template <typename A>
 TOCO_TARGET static void multiply_rows(const A* tokens, const A* weight, int64_t width, int64_t classes, int64_t stride,
                                       int64_t rows, A* scores) {
-  constexpr int kRows = kVectorBytes == 64 ? 8 : 4, kVectors = 3, kStep = Vector<A>::kStep;
+  constexpr int kRows = kVectorBytes == 64 ? 8 : 4, kVectors = 3, kStep = Vector<A>::kSize;
   for (int64_t n = 0; n < rows;) {
     const bool full = rows - n >= kRows;
     for (int64_t c = 0; c < classes; c += kVectors * kStep) {
