@@ -1,5 +1,6 @@
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <vector>
 
 #include "common/buffer.h"
@@ -38,8 +39,8 @@ void topk_pool_backward_cpu(const T* grad, const int32_t* indices, T* grad_score
                             const Parallel& parallel) {
   if (s.classes == 0) return;
   prefer_huge_pages(grad_scores, s.batch * s.patches * s.classes * int64_t(sizeof(T)));
-  // Blocks of rows that stay in the first cache between being cleared and written to.
-  const int64_t rows = std::max<int64_t>(1, 16384 / (s.classes * int64_t(sizeof(T))));
+  // Blocks of rows that stay in the cache between being cleared and written to.
+  const int64_t rows = std::max<int64_t>(1, 131072 / (s.classes * int64_t(sizeof(T))));
   const int64_t blocks = (s.patches + rows - 1) / rows;
   parallel.loop(s.batch * blocks, grain_for(rows * s.classes), [&](int64_t begin, int64_t end, int) {
     std::vector<int64_t> next(s.classes);  // the first winner of each class that lies beyond what was written

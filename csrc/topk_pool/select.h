@@ -27,30 +27,57 @@ TOCO_TARGET static inline unsigned greater(const I& a, const I& b) {
   return bits;
 }
 
+// Scores as the numbers that are computed with, a register of them; half precision as in common/half.h.
+template <typename A>
+TOCO_TARGET static inline void load(const A* scores, typename Keys<A>::values& values) {
+  values = *(const typename Keys<A>::unaligned*)scores;
+}
+
+typedef uint32_t Words __attribute__((vector_size(kVectorBytes)));
+typedef uint16_t Halves __attribute__((vector_size(kVectorBytes / 2)));
+
+TOCO_TARGET static inline Words widened(const void* scores) {
+  Halves halves;
+  std::memcpy(&halves, scores, sizeof halves);
+  return __builtin_convertvector(halves, Words);
+}
+
+TOCO_TARGET static inline void load(const BFloat16* scores, Keys<float>::values& values) {
+  values = (Keys<float>::values)(widened(scores) << 16);
+}
+
+TOCO_TARGET static inline void load(const Half* scores, Keys<float>::values& values) {
+  const Words bits = widened(scores), magnitude = (bits & 0x7fff) << 13, sign = (bits & 0x8000) << 16;
+  const Words finite = (Words)((Keys<float>::values)magnitude * 0x1p112f), special = magnitude | 0x7f800000;
+  values = (Keys<float>::values)((magnitude >= 0x0f800000 ? special : finite) | sign);
+}
+
 // The keys of some patches, column after column, kLanes to a row. Lanes of no class get a key below all others.
 template <typename T, typename A = Accumulate<T>>
 TOCO_TARGET static inline void pack_keys(const Strip<T>& strip, int64_t begin, int64_t end, Key<A>* keys) {
   using I = typename Keys<A>::type;
   constexpr int kStep = Keys<A>::kStep;
+  alignas(kVectorBytes) Key<A> in_last[kLanes];  // all bits set where the last column has a class
+  for (int lane = 0; lane < kLanes; ++lane) in_last[lane] = lane <= (strip.used - 1) % kLanes ? -1 : 0;
   for (int64_t n = begin; n < end; ++n, keys += kLanes) {
     Key<A>* to = keys;
     for (int64_t c = 0; c < strip.used; c += kLanes, to += (end - begin) * kLanes) {
       const T* row = strip.scores + n * strip.stride + c;
-      A copy[kLanes] = {};
-      const A* values = copy;
+      const bool last = strip.used - c < kLanes;
+      T copy[kLanes];
       if (strip.end - row < kLanes) {  // nothing beyond the tensor is read
-        for (int lane = 0; c + lane < strip.used && lane < kLanes; ++lane) copy[lane] = A(row[lane]);
-      } else if constexpr (sizeof(T) == sizeof(A)) {
-        values = row;
-      } else {
-        for (int lane = 0; lane < kLanes; ++lane) copy[lane] = A(row[lane]);
+        std::memset(static_cast<void*>(copy), 0, sizeof copy);
+        std::memcpy(static_cast<void*>(copy), row, (strip.used - c) * sizeof(T));
+        row = copy;
       }
       for (int v = 0; v < kLanes; v += kStep) {
-        const typename Keys<A>::values value = *(const typename Keys<A>::unaligned*)(values + v);
+        typename Keys<A>::values value;
+        load(row + v, value);
         const I bits = (I)(value + A(0));  // as key_of in key.h
-        *(I*)(to + v) = value == value ? bits ^ ((bits >> (8 * sizeof(A) - 1)) & kLargestKey<A>) : I{} + kLargestKey<A>;
+        I key = value == value ? bits ^ ((bits >> (8 * sizeof(A) - 1)) & kLargestKey<A>) : I{} + kLargestKey<A>;
+        if (last) key = *(const I*)(in_last + v) ? key : I{} + kNoKey<A>;
+        *(I*)(to + v) = key;
       }
-      for (int64_t lane = strip.used - c; lane < kLanes; ++lane) to[lane] = kNoKey<A>;
     }
   }
 }
