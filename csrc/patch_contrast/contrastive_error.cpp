@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <type_traits>
 
+#include "common/huge_pages.h"
+
 #define TOCO_PER_ISA "patch_contrast/error_pairs.h"
 #include "common/for_each_isa.h"
 
@@ -206,6 +208,7 @@ void patch_contrastive_error_cpu(Tokens<T> tokens, const Accumulate<T>* scores, 
         if (used[i]) lengths[i] = length_of(tokens.at(i / s.patches, i % s.patches), s.width);
     });
   });
+  if (grad_tokens) prefer_huge_pages(grad_tokens, s.batch * s.patches * s.width * int64_t(sizeof(A)));
   *loss = A(logarithmic ? logarithmic_error(tokens, present, lengths, grad_tokens, s, parallel)
                         : linear_error(tokens, present, lengths, grad_tokens, s, parallel));
 }

@@ -4,6 +4,8 @@
 #include <numeric>
 #include <type_traits>
 
+#include "common/huge_pages.h"
+
 #if defined(__x86_64__)
 #include <immintrin.h>
 #endif
@@ -200,6 +202,7 @@ void patch_token_contrast_cpu(Tokens<T> tokens, const int64_t* labels, const int
   const int64_t scratch_size = std::max(row_scratch, gradient_scratch);
   const Buffer<A> scratch(parallel.threads * scratch_size);
 
+  if (grad_tokens) prefer_huge_pages(grad_tokens, s.batch * image_size * int64_t(sizeof(A)));
   double total = 0.5;
   for (int64_t first = 0; first < s.batch; first += group) {
     const int64_t count = std::min(group, s.batch - first);
