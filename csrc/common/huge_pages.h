@@ -1,5 +1,5 @@
-// Large results are often memory that the process has just got: their pages are cleared on first touch, which costs
-// more one by one than the kernel's own work.
+// Large results are often memory that the process has just got: its pages are cleared on first touch, which costs more,
+// one by one, than a kernel's own work.
 #pragma once
 #include <cstdint>
 

@@ -175,8 +175,8 @@ def topk_pool(
         TypeError: scores are no tensor or have a dtype not listed above, or a tensor k holds no integers.
         ValueError: k is outside 1 … N, shapes or devices disagree, or there are no patches.
 
-    Complexity: O(B N C) time for k <= 8 and about three times that for any other k; memory beyond inputs and outputs:
-    k int32 per class, kept for the backward (N of them for a tensor k), and 4 N bytes per class of a block of 16.
+    Complexity: O(B N C) time, for k > 8 a few times that for k <= 8. Memory beyond inputs and outputs: k int32 per
+    class, kept for the backward (N for a tensor k), and on the CPU, for k > 8, a copy of one image's scores per thread.
 
     Source: TKP-PCL (top-K pooling with patch contrastive learning), after the max pooling of ViT-PCM; its authors have
     published no code.
