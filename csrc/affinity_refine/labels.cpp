@@ -63,13 +63,6 @@ TOCO_INLINE inline void argmax_row(const A* masks, int64_t first_channel, int64_
   }
 }
 
-template <typename A>
-std::vector<Between<A>> resized(int64_t from, int64_t to) {
-  std::vector<Between<A>> positions;
-  for (int64_t i = 0; i < to; ++i) positions.push_back(between<A>(i, from, to));
-  return positions;
-}
-
 }  // namespace
 
 template <typename A>
@@ -82,7 +75,7 @@ void refine_cam_labels_cpu(const A* image, const A* cams, Flags image_labels, co
   for (int64_t b = 0; b < s.batch; ++b) most = std::max<int64_t>(most, present_classes(image_labels, b, s).size());
   Refiner<A> refiner(dilations, kind, {s.batch, s.colours, 2 * most, height, width}, parallel);
   const Plan& plan = refiner.plan;
-  const auto down = resized<A>(s.width, width), up = resized<A>(width, s.width);
+  const auto down = all_between<A>(s.width, width), up = all_between<A>(width, s.width);
 
   for (int64_t b = 0; b < s.batch; ++b) {
     refiner.set_image([&](A* rows, int64_t y) {

@@ -99,8 +99,9 @@ __device__ A cam_at(const DeviceMaps<T>& maps, const Bits<A>* bounds, int64_t b,
     value = (1 - row.share) * rows[0] + row.share * rows[1];
   }
   bounds += 2 * (b * s.classes + c);
-  const A least = number_of<A>(Bits<A>(~bounds[0]));
-  return (value - least) / ((number_of<A>(bounds[1]) - least) + A(kCamEpsilon));
+  const A least = number_of<A>(Bits<A>(~bounds[0])), above = value - least;
+  // The bounds come from another kernel, whose code may round otherwise: its least value need not be least here.
+  return (above < 0 ? A(0) : above) / ((number_of<A>(bounds[1]) - least) + A(kCamEpsilon));
 }
 
 template <typename T, typename A = Accumulate<T>>

@@ -72,19 +72,20 @@ class Merger {
   Merger(const std::vector<ScaleMaps<T>>& maps, const MergeShape& s, int64_t out_height, int64_t out_width)
       : maps_(maps), shape_(s), height_(out_height), width_(out_width) {
     resized_ = height_ != s.height || width_ != s.width;
+    across_ = all_between<A>(s.width, width_);
+    down_ = all_between<A>(s.height, height_);
     std::vector<int64_t> columns;  // of the full map
-    for (int64_t x = 0; x < width_; ++x) {
-      across_.push_back(between<A>(x, s.width, width_));
-      columns.push_back(resized_ ? across_[x].near : x);
-    }
+    for (int64_t x = 0; x < width_; ++x) columns.push_back(resized_ ? across_[x].near : x);
     for (int64_t x = 0; resized_ && x < width_; ++x) columns.push_back(across_[x].far);
     evaluated_ = int64_t(columns.size());
     stride_ = evaluated_ + Expansion<A>::kBlock;
-    for (const ScaleMaps<T>& map : maps_) {
+    for (size_t scale = 0; scale < maps_.size(); ++scale) {
+      const ScaleMaps<T>& map = maps_[scale];
+      rows_.push_back(all_between<A>(map.height, s.height));
       for (const bool mirrored : {false, true}) expansions_.emplace_back(columns, mirrored, map.width, s.width);
       int64_t most = 0;
       for (int64_t strip = 0; strip < strips(); ++strip) {
-        const SmallRows rows = small_rows(map, strip);
+        const SmallRows rows = small_rows(scale, strip);
         most = std::max(most, rows.last - rows.first + 1);
       }
       offsets_.push_back(expanded_);
@@ -99,14 +100,14 @@ class Merger {
   // row(y, values) for the rows of a strip, with the values of class c of image b.
   template <typename Row>
   TOCO_INLINE void each_row(int64_t b, int64_t c, int64_t strip, A* scratch, const Row& row) const {
-    for (size_t s = 0; s < maps_.size(); ++s) expand(b, c, int64_t(s), small_rows(maps_[s], strip), scratch);
+    for (size_t s = 0; s < maps_.size(); ++s) expand(b, c, int64_t(s), small_rows(s, strip), scratch);
     A *near = scratch + expanded_, *far = near + evaluated_;
     const int64_t end = std::min(height_, (strip + 1) * kStrip);
     for (int64_t y = strip * kStrip; y < end; ++y) {
       if (!resized_) {
         merge(y, strip, scratch, near);
       } else {
-        const Between<A> down = between<A>(y, shape_.height, height_);
+        const Between<A> down = down_[y];
         merge(down.near, strip, scratch, near);
         merge(down.far, strip, scratch, far);
         for (int64_t x = 0; x < width_; ++x) {
@@ -125,12 +126,12 @@ class Merger {
     int64_t first, last;
   };
 
-  // The rows of a small map that a strip needs.
-  SmallRows small_rows(const ScaleMaps<T>& map, int64_t strip) const {
+  // The rows of the small maps of a scale that a strip needs.
+  SmallRows small_rows(size_t scale, int64_t strip) const {
     const int64_t top = strip * kStrip, bottom = std::min(height_, top + kStrip) - 1;
-    const int64_t first = resized_ ? between<A>(top, shape_.height, height_).near : top;
-    const int64_t last = resized_ ? between<A>(bottom, shape_.height, height_).far : bottom;
-    return {between<A>(first, map.height, shape_.height).near, between<A>(last, map.height, shape_.height).far};
+    const int64_t first = resized_ ? down_[top].near : top;
+    const int64_t last = resized_ ? down_[bottom].far : bottom;
+    return {rows_[scale][first].near, rows_[scale][last].far};
   }
 
   TOCO_INLINE void expand(int64_t b, int64_t c, int64_t scale, SmallRows rows, A* scratch) const {
@@ -147,8 +148,8 @@ class Merger {
   TOCO_INLINE void merge(int64_t y, int64_t strip, const A* scratch, A* row) const {
     std::fill_n(row, evaluated_, A(0));
     for (size_t s = 0; s < maps_.size(); ++s) {
-      const Between<A> down = between<A>(y, maps_[s].height, shape_.height);
-      const A* image = scratch + offsets_[s] + (down.near - small_rows(maps_[s], strip).first) * stride_;
+      const Between<A> down = rows_[s][y];
+      const A* image = scratch + offsets_[s] + (down.near - small_rows(s, strip).first) * stride_;
       const int64_t next = (down.far - down.near) * stride_;
       add_scale(image, image + most_rows_[s] * stride_, next, down.share, row, evaluated_);
     }
@@ -158,9 +159,10 @@ class Merger {
   const MergeShape& shape_;
   int64_t height_, width_, evaluated_, stride_, expanded_ = 0;
   bool resized_;
-  std::vector<Between<A>> across_;            // (width) between columns of the full map
-  std::vector<Expansion<A>> expansions_;      // (scales, 2)
-  std::vector<int64_t> offsets_, most_rows_;  // (scales) of the expanded rows
+  std::vector<Between<A>> across_, down_;      // (width), (height) between pixels of the full map
+  std::vector<std::vector<Between<A>>> rows_;  // (scales, rows of the full map) between those of small ones
+  std::vector<Expansion<A>> expansions_;       // (scales, 2)
+  std::vector<int64_t> offsets_, most_rows_;   // (scales) of the expanded rows
 };
 
 }  // namespace toco

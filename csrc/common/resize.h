@@ -1,6 +1,7 @@
 // Bilinear resizing without aligned corners, as torch.nn.functional.interpolate does it; the same on CPU and GPU.
 #pragma once
 #include <cstdint>
+#include <vector>
 
 #include "common/host_device.h"
 
@@ -19,6 +20,15 @@ TOCO_HOST_DEVICE Between<A> between(int64_t i, int64_t from, int64_t to) {
   const A inside = source > 0 ? source : A(0);
   const int64_t floor = int64_t(inside), near = floor < from - 1 ? floor : from - 1;
   return {near, near < from - 1 ? near + 1 : near, inside - A(near)};
+}
+
+// Where all positions of `to` lie. Compilers round a source position on an integer differently, depending on the
+// instruction set: who needs a position twice, to make room for a row and then to find it, takes both from one table.
+template <typename A>
+std::vector<Between<A>> all_between(int64_t from, int64_t to) {
+  std::vector<Between<A>> positions;
+  for (int64_t i = 0; i < to; ++i) positions.push_back(between<A>(i, from, to));
+  return positions;
 }
 
 // The resized value at (y, x); rows of `plane` are `stride` apart.

@@ -49,6 +49,11 @@ MERGE_EDGES = {
     "several strips": lambda: map_inputs(1, 2, (203, 131), scales=((5, 7), (20, 3))),
     "one scale": lambda: map_inputs(scales=((4, 5),)),
     "seven scales": lambda: map_inputs(scales=[(n, n + 1) for n in range(1, 8)]),
+    # Source positions on an integer, which instruction sets round differently.
+    "257 rows from 17": lambda: map_inputs(1, 2, (257, 3), scales=((17, 2),)),
+    "257 rows from 33": lambda: map_inputs(1, 2, (257, 1), scales=((33, 1),)),
+    "513 rows from 65": lambda: map_inputs(1, 2, (513, 1), scales=((65, 1), (33, 2))),
+    "257 rows from 5, and 129 of them": lambda: map_inputs(1, 1, (257, 4), scales=((5, 3),), out_size=(129, 2)),
     "full size": lambda: map_inputs(size=(9, 17), scales=((9, 17), (18, 34))),
     "downwards": lambda: map_inputs(size=(5, 6), scales=((41, 29), (6, 5))),
     "one row": lambda: map_inputs(size=(1, 40)),
