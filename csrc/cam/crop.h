@@ -16,7 +16,9 @@ struct Window {
 // The next of several positions below `count`, none of which is drawn twice: `chosen` holds the `drawn` earlier ones in
 // ascending order, and has room for this one. What is drawn is its number among those that are left.
 TOCO_HOST_DEVICE int64_t draw_next(double draw, int64_t count, int64_t drawn, int64_t* chosen) {
-  const int64_t left = count - drawn, number = int64_t(draw * double(left));
+  const int64_t left = count - drawn;
+  // Draws outside [0, 1) are the nearest inside, NaN is 0: an integer that cannot hold them is never asked to.
+  const int64_t number = draw >= 1 ? left - 1 : draw > 0 ? int64_t(draw * double(left)) : 0;
   int64_t position = number < left ? number : left - 1, place = 0;
   for (; place < drawn && chosen[place] <= position; ++place) ++position;
   for (int64_t i = drawn; i > place; --i) chosen[i] = chosen[i - 1];

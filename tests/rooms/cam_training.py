@@ -27,6 +27,8 @@ def with_roi(inputs, change):
     return inputs | {"roi": roi}
 
 
+WILD_DRAWS = [torch.nan, -1e9, 1e300, torch.inf, -torch.inf, 1.0, -0.25, 1.5]  # the nearest in [0, 1), NaN is 0
+
 CROP_UNCERTAIN = Room(
     name="crop_uncertain",
     function=crop_where_drawn,
@@ -49,6 +51,7 @@ CROP_UNCERTAIN = Room(
         "a fifth": lambda: with_roi(crop_inputs(size=5), lambda roi: roi.zero_()[:, :, ::5].fill_(1)),
         "last of all": lambda: crop_inputs() | {"draws": torch.full((3, 8), 1 - 2.0**-53, dtype=torch.float64)},
         "first of all": lambda: crop_inputs() | {"draws": torch.zeros(3, 8, dtype=torch.float64)},
+        "draws out of range": lambda: crop_inputs() | {"draws": torch.tensor([WILD_DRAWS] * 3, dtype=torch.float64)},
         "no channels": lambda: crop_inputs(channels=0),
         "empty batch": lambda: crop_inputs(0),
     },
@@ -63,6 +66,11 @@ CROP_UNCERTAIN = Room(
         "size: zero": lambda i: i | {"size": 0},
         "size: a fraction": lambda i: i | {"size": 9.5},
         "size: larger than the image": lambda i: i | {"size": 38},
+        "draws: not a tensor": lambda i: i | {"draws": [0.5]},
+        "draws: wrong rank": lambda i: i | {"draws": i["draws"][0]},
+        "draws: integers": lambda i: i | {"draws": i["draws"].long()},
+        "draws: other batch": lambda i: i | {"draws": i["draws"][1:]},
+        "draws: other device": lambda i: i | {"draws": i["draws"].to("meta")},
         "crops: more than places": lambda i: i | {"size": 36, "draws": i["draws"].repeat(1, 2)},
     },
 )

@@ -75,7 +75,8 @@ def crop_where_drawn(
 ) -> tuple[Tensor, Tensor]:  # (crops, B, channels, size, size), (B, crops)
     """`crop_uncertain` with given random numbers.
 
-    Crop i is around candidate number floor(draw * n) of the n that crops 0 to i - 1 left, row by row.
+    Crop i is around candidate number floor(draw * n) of the n that crops 0 to i - 1 left, row by row. Draws outside
+    [0, 1) are the nearest inside, NaN is 0.
     """
     check_tensor(images, "images", 4, "(B, channels, H, W)")
     check_tensor(roi, "roi", 3, "(B, H, W)")
@@ -83,7 +84,12 @@ def crop_where_drawn(
     if roi.is_floating_point() or roi.is_complex():
         raise bad_type("roi", "be integers", roi.dtype)
     check_same_device(roi, "roi", images, "images")
+    check_tensor(draws, "draws", 2, "(B, crops)")
+    check_floating(draws, "draws")
+    check_same_device(draws, "draws", images, "images")
     batch, _, height, width = images.shape
+    if len(draws) != batch:
+        raise bad_value("draws", f"have images' batch, {batch}", f"shape {tuple(draws.shape)}")
     if roi.shape != (batch, height, width):
         raise bad_value("roi", f"have images' batch and size, {(batch, height, width)}", f"shape {tuple(roi.shape)}")
     size = integer(size, "size", least=1)

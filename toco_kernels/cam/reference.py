@@ -89,6 +89,7 @@ def crop_uncertain(
         if len(left) < crops:
             left = (window >= 0).nonzero()
         for i, draw in enumerate(draws[b].tolist()):
+            draw = min(draw, 1.0) if draw > 0 else 0.0  # NaN too
             chosen = min(int(draw * len(left)), len(left) - 1)
             y, x = left[chosen].tolist()
             left = torch.cat([left[:chosen], left[chosen + 1 :]])
