@@ -143,6 +143,24 @@ def test_nan_spoils_its_map(device):
     assert (expected[0][2] == 2).all()
 
 
+@pytest.mark.parametrize("function", [merge_cams, merge_cams_to_labels, merge_cams_to_roi])
+def test_one_compilation_serves_every_size(function):
+    compilations = []
+
+    def backend(graph, _):
+        compilations.append(graph)
+        return graph.forward
+
+    torch.compiler.reset()
+    compiled = torch.compile(function, fullgraph=True, dynamic=True, backend=backend)
+    limits = {} if function is merge_cams else LIMITS
+    for size, out_size in [((29, 38), (14, 19)), ((40, 31), (20, 15)), ((64, 50), (9, 7))]:
+        inputs = float32(map_inputs(size=size), "cpu")
+        actual = compiled(**inputs, out_size=out_size, **limits)
+        assert torch.equal(actual, function(**inputs, out_size=out_size, **limits))
+    assert len(compilations) == 1
+
+
 # Labels of CAMs.
 
 

@@ -6,6 +6,7 @@ from rooms import crop_inputs
 
 import toco_kernels
 from toco_kernels import SegmentationLoss, crop_uncertain, segmentation_loss
+from toco_kernels.cam.crops import crop_where_drawn
 from toco_kernels.testing import change_tensors
 
 
@@ -70,6 +71,21 @@ def test_crops_follow_their_generator(device):
     default = crop_uncertain(images, roi.int(), size=12)
     torch.manual_seed(7)
     assert torch.equal(default[0], crop_uncertain(images, roi, size=12)[0])
+
+
+def test_one_compilation_serves_every_size():
+    compilations = []
+
+    def backend(graph, _):
+        compilations.append(graph)
+        return graph.forward
+
+    torch.compiler.reset()
+    compiled = torch.compile(crop_where_drawn, fullgraph=True, dynamic=True, backend=backend)
+    for size in (12, 16, 20):
+        inputs = float32(crop_inputs(size=size), "cpu")
+        assert torch.equal(compiled(**inputs)[0], crop_where_drawn(**inputs)[0])
+    assert len(compilations) == 1
 
 
 def test_crop_options_explain_themselves(device):

@@ -15,7 +15,7 @@ def _fake(images: Tensor, roi: Tensor, draws: Tensor, size: int):
 
 
 _crop = define(
-    "crop_uncertain(Tensor images, Tensor roi, Tensor draws, int size) -> (Tensor crops, Tensor flags)",
+    "crop_uncertain(Tensor images, Tensor roi, Tensor draws, SymInt size) -> (Tensor crops, Tensor flags)",
     room="cam",
     reference=reference.crop_uncertain,
     fake=_fake,

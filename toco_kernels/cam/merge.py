@@ -40,20 +40,20 @@ def _like(maps, *shape, dtype=None):
 
 
 _merge = define(
-    "merge_cams(Tensor[] maps, Tensor? image_labels, int[] size, int[] out_size) -> Tensor",
+    "merge_cams(Tensor[] maps, Tensor? image_labels, SymInt[] size, SymInt[] out_size) -> Tensor",
     room="cam",
     reference=_merge_reference,
     fake=lambda maps, image_labels, size, out_size: _like(maps, maps[0].shape[1], *out_size),
 )
 _merge_to_labels = define(
-    "merge_cams_to_labels(Tensor[] maps, Tensor image_labels, Tensor? boxes, int[] size, int[] out_size, float high, "
-    "float low, int ignore_index) -> Tensor",
+    "merge_cams_to_labels(Tensor[] maps, Tensor image_labels, Tensor? boxes, SymInt[] size, SymInt[] out_size, "
+    "float high, float low, int ignore_index) -> Tensor",
     room="cam",
     reference=_label_reference,
     fake=lambda maps, image_labels, boxes, size, out_size, *_: _like(maps, *out_size, dtype=torch.int64),
 )
 _merge_to_roi = define(
-    "merge_cams_to_roi(Tensor[] maps, Tensor image_labels, int[] size, int[] out_size, float high, float low)"
+    "merge_cams_to_roi(Tensor[] maps, Tensor image_labels, SymInt[] size, SymInt[] out_size, float high, float low)"
     " -> Tensor",
     room="cam",
     reference=_roi_reference,
