@@ -2,7 +2,8 @@
 
 What is published is kept, quirks included: boxes are applied as they are, also boxes in pixels to labels on a patch
 grid; image labels multiply CAMs; crops are drawn by `torch.randperm` on the CPU. Boxes and regions may be on another
-device than the rest, as in the published training.
+device than the rest, as in the published training. Under CUDA autocast, merged CAMs are in the dtype of the model's
+maps.
 """
 
 from collections.abc import Callable, Sequence
@@ -156,7 +157,8 @@ def cam_to_label(
         always_pair: the form of MoRe and FSR.
 
     Returns:
-        (B, H, W) int64 labels; with a box, or with `always_pair`, after (B, C, H, W), the CAMs times the labels.
+        (B, H, W) int64 labels; with a box, or with `always_pair`, after (B, C, H, W), the CAMs times the labels,
+        without a gradient.
     """
     if hasattr(high_thre, "cam"):  # (…, img_box, ignore_mid, cfg) by position
         cfg, ignore_mid = high_thre, bkg_thre

@@ -126,6 +126,7 @@ def get_seg_loss(
 
     Where a batch has no background, or no objects, the loss is NaN, as in ToCo, AFA, WeCLIP and FSR. With `nan_safe`
     that half of it is 0, as in DuPL, SeCo, MoRe and ExCEL; the 1e-6 that these add to the number of pixels is not.
+    For labels out of range the loss is NaN, where the published code raises.
     """
     loss = segmentation_loss(pred, label.long(), ignore_index=ignore_index)
     if nan_safe:
