@@ -176,6 +176,22 @@ def test_no_forward_derivative(name, device):
             function(**inputs | {name: dual})
 
 
+@pytest.mark.parametrize("softmax", [False, True])
+@pytest.mark.parametrize("listed", [(-100_000_000, 5, 6), (100_000_000, 5, 6), (5, 10, 6), (6, 10, -100_000_000, 5)])
+def test_invalid_winners(listed, softmax):
+    """Of indices that no forward has written, those outside of the image win nothing, and nothing is overwritten.
+
+    On the CPU: a GPU would report an error, or not, at some other time.
+    """
+    needs_kernel(LINEAR_TOPK_POOL, "cpu")
+    tokens, weight, grad = torch.randn(1, 10, 4), torch.randn(4, 2), torch.tensor([[1.0, -1.0]])
+    indices = torch.tensor(listed, dtype=torch.int32)[None, :, None].expand(1, -1, 2).contiguous()
+    grad_tokens, *_ = operators.linear_topk_pool_backward(grad, tokens, weight, None, indices, softmax, True)
+    winning = grad_tokens[0].any(1).nonzero()[:, 0].tolist()
+    assert winning
+    assert {*winning} <= {5, 6}
+
+
 def test_one_graph_for_every_k(device):
     """A k that depends on the number of patches does not have functions compiled again."""
     counter = torch._dynamo.testing.CompileCounter()
