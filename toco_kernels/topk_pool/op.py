@@ -176,8 +176,8 @@ def topk_pool(
         ValueError: k is outside 1 … N, shapes or devices disagree, or there are no patches.
 
     Complexity: O(B N C) time, for k > 8 a few times that for k <= 8. Memory beyond inputs and outputs: k int32 per
-    class, kept for the backward (N for a tensor k), and on the CPU, for k > 8 or a tensor k, numbers in the precision of
-    sums in each thread: N for each class of an image, and 16 N more; with fewer images than threads, 32 N.
+    class, kept for the backward (N for a tensor k), and on the CPU, for k > 8 or a tensor k, numbers in the precision
+    of sums for each thread: N per class of an image and 16 N more, or 32 N where there are fewer images than threads.
 
     Source: TKP-PCL (top-K pooling with patch contrastive learning), after the max pooling of ViT-PCM; its authors have
     published no code.
