@@ -3,8 +3,10 @@
 import numpy as np
 import pytest
 import torch
+import torch._dynamo.testing
 import torch.nn.functional as F
 from rooms import LINEAR_TOPK_POOL, TOPK_POOL, linear_inputs, needs_kernel, own_counts, pool_inputs
+from torch.autograd import forward_ad
 
 import toco_kernels.numpy
 from toco_kernels import LinearTopKPool, TopKPool, linear_topk_pool, topk_pool
@@ -161,6 +163,48 @@ def test_scores_keep_their_precision(device):
     _, indices = operators.linear_topk_pool(tokens, weight, None, 6, None, False)
     for image, kept in zip(exact, indices, strict=True):
         assert torch.equal(kept.cpu(), winners(image.cpu(), 6))
+
+
+@pytest.mark.parametrize("name", ["scores", "tokens", "weight", "bias"])
+def test_no_forward_derivative(name, device):
+    """Refused, not lost, for a tensor without requires_grad too."""
+    function, inputs = (topk_pool, pool_inputs()) if name == "scores" else (linear_topk_pool, linear_inputs())
+    inputs = {n: x.to(device) if isinstance(x, torch.Tensor) else x for n, x in inputs.items()}
+    with forward_ad.dual_level():
+        dual = forward_ad.make_dual(inputs[name], torch.ones_like(inputs[name]))
+        with pytest.raises(RuntimeError, match="topk_pool has no forward-mode derivative"):
+            function(**inputs | {name: dual})
+
+
+@pytest.mark.parametrize("softmax", [False, True])
+@pytest.mark.parametrize("listed", [(-100_000_000, 5, 6), (100_000_000, 5, 6), (5, 10, 6), (6, 10, -100_000_000, 5)])
+def test_invalid_winners(listed, softmax):
+    """Of indices that no forward has written, those outside of the image win nothing, and nothing is overwritten.
+
+    On the CPU: a GPU would report an error, or not, at some other time.
+    """
+    needs_kernel(LINEAR_TOPK_POOL, "cpu")
+    tokens, weight, grad = torch.randn(1, 10, 4), torch.randn(4, 2), torch.tensor([[1.0, -1.0]])
+    indices = torch.tensor(listed, dtype=torch.int32)[None, :, None].expand(1, -1, 2).contiguous()
+    grad_tokens, *_ = operators.linear_topk_pool_backward(grad, tokens, weight, None, indices, softmax, True)
+    winning = grad_tokens[0].any(1).nonzero()[:, 0].tolist()
+    assert winning
+    assert {*winning} <= {5, 6}
+
+
+def test_one_graph_for_every_k(device):
+    """A k that depends on the number of patches does not have functions compiled again."""
+    counter = torch._dynamo.testing.CompileCounter()
+    compiled = torch.compile(lambda x: topk_pool(x, x.shape[1] // 10), dynamic=True, fullgraph=True, backend=counter)
+    linear = torch.compile(
+        lambda x, w: linear_topk_pool(x, w, x.shape[1] // 10), dynamic=True, fullgraph=True, backend=counter
+    )
+    weight = torch.randn(8, 5, device=device)
+    for patches in (50, 60, 70, 80):
+        x = torch.randn(2, patches, 8, device=device)
+        assert torch.equal(compiled(x), topk_pool(x, patches // 10))
+        assert torch.equal(linear(x, weight), linear_topk_pool(x, weight, patches // 10))
+    assert counter.frame_count == 2
 
 
 def test_modules(device):

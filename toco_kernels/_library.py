@@ -160,6 +160,17 @@ def differentiate(function: Callable[[Tensor], Tensor], x: Tensor, cotangent: Te
     return value.detach(), grad.contiguous()
 
 
+def refuse_forward_ad(who: str, *tensors: Tensor | None) -> None:
+    """Raise if one of them carries a tangent, which an operator would silently drop: only an autograd.Function looks.
+
+    `who` and its verb, "losses have", begin the message.
+    """
+    if forward_ad._current_level < 0:
+        return
+    if any(x is not None and forward_ad.unpack_dual(x).tangent is not None for x in tensors):
+        raise RuntimeError(f"toco_kernels: {who} no forward-mode derivative; use backward()")
+
+
 def define_loss(schema: str, *, room: str, reference: Callable) -> Callable[..., Tensor]:
     """Define a loss operator `op(x, …, bool with_grad) -> (Tensor loss, Tensor grad)`; return it as `loss(x, …)`.
 
@@ -184,8 +195,7 @@ def define_loss(schema: str, *, room: str, reference: Callable) -> Callable[...,
     overload = define(schema, room=room, reference=loss_and_grad, fake=fake)
 
     def loss(x: Tensor, *args) -> Tensor:
-        if forward_ad._current_level >= 0 and forward_ad.unpack_dual(x).tangent is not None:
-            raise RuntimeError("toco_kernels: losses have no forward-mode derivative; use backward()")
+        refuse_forward_ad("losses have", x)
         if x.requires_grad and torch.is_grad_enabled():
             return _Loss.apply(overload, x, *args)
         return overload(x, *args, False)[0]

@@ -105,20 +105,23 @@ static void winning_rows(const T* grad, const Classifier<T>& classifier, const P
                          const int32_t* indices, int64_t b, const PoolShape& s, WinningRows<A>& rows) {
   std::vector<int64_t> place(s.patches, -1);
   std::vector<int64_t> kept(s.classes);
-  for (int64_t c = 0; c < s.classes; ++c) kept[c] = winners(indices, b, c, s);
   const int32_t* list = indices + b * s.most * s.classes;
-  for (int64_t c = 0; c < s.classes; ++c)
-    for (int64_t i = 0; i < kept[c]; ++i) place[list[i * s.classes + c]] = 0;
+  // Calls body(c, n) for each winner. Lists are sorted, but the operator can be called with any: none may write beyond.
+  const auto each_winner = [&](const auto& body) {
+    for (int64_t c = 0; c < s.classes; ++c)
+      for (int64_t i = 0; i < kept[c]; ++i)
+        if (const uint32_t n = uint32_t(list[i * s.classes + c]); n < uint64_t(s.patches)) body(c, n);
+  };
+  for (int64_t c = 0; c < s.classes; ++c) kept[c] = winners(indices, b, c, s);
+  each_winner([&](int64_t, int64_t n) { place[n] = 0; });
   for (int64_t n = 0; n < s.patches; ++n)
     if (place[n] == 0) {
       place[n] = int64_t(rows.patches.size());
       rows.patches.push_back(n);
     }
   rows.grads.assign(rows.patches.size() * s.classes, A(0));
-  for (int64_t c = 0; c < s.classes; ++c) {
-    const A share = A(grad[b * s.classes + c]) / A(kept[c]);
-    for (int64_t i = 0; i < kept[c]; ++i) rows.grads[place[list[i * s.classes + c]] * s.classes + c] = share;
-  }
+  each_winner(
+      [&](int64_t c, int64_t n) { rows.grads[place[n] * s.classes + c] = A(grad[b * s.classes + c]) / A(kept[c]); });
   if (!packed.softmax) return;
   const Buffer<A> scratch(packed.width), z(packed.stride);
   for (size_t i = 0; i < rows.patches.size(); ++i) {  // their probabilities once more, bit for bit

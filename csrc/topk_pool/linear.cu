@@ -7,10 +7,11 @@
 namespace toco {
 namespace {
 
-constexpr int kTileRows = 64, kTileClasses = 32, kTileDepth = 32;  // of a product
-constexpr int kTileThreads = 256;                                  // each has 4 rows and 2 classes
-constexpr int kRowThreads = 128;                                   // of a block that has one token
-constexpr int kAtOnce = 8;                                         // loads in flight
+constexpr int kTileRows = 64, kTileClasses = 32;
+constexpr int kTileDepth = 32;     // channels of a tile, and of one sum: a sum over all would round once per channel
+constexpr int kTileThreads = 256;  // each has 4 rows and 2 classes
+constexpr int kRowThreads = 128;   // of a block that has one token
+constexpr int kAtOnce = 8;         // loads in flight
 
 // scores (rows, C) = tokens (rows, D) * weight (D, C) + bias
 template <typename T, typename A = Accumulate<T>>
@@ -21,7 +22,7 @@ __global__ void __launch_bounds__(kTileThreads, 1)
   const int thread = int(threadIdx.x);
   const int64_t first_row = int64_t(blockIdx.x) * kTileRows, first_class = int64_t(blockIdx.y) * kTileClasses;
   const int row = thread / 16 * 4, column = thread % 16 * 2;
-  A sums[4][2] = {};
+  A totals[4][2] = {};
   for (int64_t depth = 0; depth < classifier.width; depth += kTileDepth) {
     for (int i = thread; i < kTileRows * kTileDepth; i += kTileThreads) {
       const int64_t n = first_row + i / kTileDepth, d = depth + i % kTileDepth;
@@ -34,6 +35,7 @@ __global__ void __launch_bounds__(kTileThreads, 1)
       weight[i] = c < classes && d < classifier.width ? A(classifier.weight[d * classes + c]) : A(0);
     }
     __syncthreads();
+    A sums[4][2] = {};
 #pragma unroll 8
     for (int d = 0; d < kTileDepth; ++d) {
       const A w[2] = {weight[d * kTileClasses + column], weight[d * kTileClasses + column + 1]};
@@ -44,6 +46,10 @@ __global__ void __launch_bounds__(kTileThreads, 1)
         sums[r][1] += x * w[1];
       }
     }
+#pragma unroll
+    for (int r = 0; r < 4; ++r)
+#pragma unroll
+      for (int i = 0; i < 2; ++i) totals[r][i] += sums[r][i];
     __syncthreads();
   }
 #pragma unroll
@@ -52,7 +58,7 @@ __global__ void __launch_bounds__(kTileThreads, 1)
     for (int i = 0; i < 2; ++i) {
       const int64_t n = first_row + row + r, c = first_class + column + i;
       if (n < rows && c < classes)
-        scores[n * classes + c] = sums[r][i] + (classifier.bias ? A(classifier.bias[c]) : A(0));
+        scores[n * classes + c] = totals[r][i] + (classifier.bias ? A(classifier.bias[c]) : A(0));
     }
 }
 
@@ -87,10 +93,15 @@ __global__ void __launch_bounds__(kRowThreads, 1)
   for (int64_t c = threadIdx.x; c < classes; c += kRowThreads) {
     grads[c] = grad_scores[c];
     if (!classifier.softmax) continue;
-    A sum = 0;
-    for (int64_t d = 0; d < width; ++d)
-      sum += A(classifier.tokens[n * width + d]) * A(classifier.weight[d * classes + c]);
-    z[c] = sum + (classifier.bias ? A(classifier.bias[c]) : A(0));
+    A total = 0;
+    for (int64_t depth = 0; depth < width; depth += kTileDepth) {
+      const int64_t end = width - depth < kTileDepth ? width : depth + kTileDepth;
+      A sum = 0;
+      for (int64_t d = depth; d < end; ++d)
+        sum += A(classifier.tokens[n * width + d]) * A(classifier.weight[d * classes + c]);
+      total += sum;
+    }
+    z[c] = total + (classifier.bias ? A(classifier.bias[c]) : A(0));
   }
   __syncthreads();
   if (classifier.softmax) {

@@ -2,25 +2,35 @@
 
 #include "common/vector.h"
 
-// kRows tokens times kVectors vectors of classes: the sums stay in registers over all channels.
+constexpr int64_t kChannelsPerSum = 64;
+
+// kRows tokens times kVectors vectors of classes. Sums stay in registers over some channels, and are then added to
+// those of the channels before: one sum over all would round its ever larger value once per channel.
 template <typename A, int kRows, int kVectors>
 TOCO_TARGET static inline void multiply(const A* tokens, const A* weight, int64_t width, int64_t stride, A* scores) {
   using V = typename Vector<A>::type;
   constexpr int kStep = Vector<A>::kSize;
-  V sums[kRows][kVectors] = {};
-  for (int64_t d = 0; d < width; ++d, weight += stride) {
-    V w[kVectors];
+  int64_t d = 0;
+  do {
+    V sums[kRows][kVectors] = {};
+    const int64_t first = d, end = width - d < kChannelsPerSum ? width : d + kChannelsPerSum;
+    for (; d < end; ++d, weight += stride) {
+      V w[kVectors];
 #pragma GCC unroll 4
-    for (int v = 0; v < kVectors; ++v) w[v] = *(const V*)(weight + v * kStep);
+      for (int v = 0; v < kVectors; ++v) w[v] = *(const V*)(weight + v * kStep);
+#pragma GCC unroll 8
+      for (int r = 0; r < kRows; ++r)
+#pragma GCC unroll 4
+        for (int v = 0; v < kVectors; ++v) sums[r][v] += tokens[r * width + d] * w[v];
+    }
 #pragma GCC unroll 8
     for (int r = 0; r < kRows; ++r)
 #pragma GCC unroll 4
-      for (int v = 0; v < kVectors; ++v) sums[r][v] += tokens[r * width + d] * w[v];
-  }
-#pragma GCC unroll 8
-  for (int r = 0; r < kRows; ++r)
-#pragma GCC unroll 4
-    for (int v = 0; v < kVectors; ++v) *(V*)(scores + r * stride + v * kStep) = sums[r][v];
+      for (int v = 0; v < kVectors; ++v) {
+        V* total = (V*)(scores + r * stride + v * kStep);
+        *total = first ? *total + sums[r][v] : sums[r][v];
+      }
+  } while (d < width);
 }
 
 // The scores of consecutive tokens (rows, D), at `scores` (rows, stride): stride is that of the packed weight. A sum

@@ -142,6 +142,13 @@ def linear_operators(i):
     ]
 
 
+def with_shared_direction(inputs):
+    """As the tokens of a ViT's last layers: they have a direction in common, as long as what tells them apart."""
+    generator = torch.Generator().manual_seed(1)
+    shared = torch.randn(inputs["tokens"].shape[2], generator=generator, dtype=torch.float64)
+    return inputs | {"tokens": inputs["tokens"] + shared}
+
+
 LINEAR_TOPK_POOL = Room(
     name="linear_topk_pool",
     function=toco_kernels.linear_topk_pool,
@@ -151,6 +158,9 @@ LINEAR_TOPK_POOL = Room(
     edges={
         "as in TKP-PCL": lambda: linear_inputs(2, 196, 384, 21, softmax=True, bias=False),
         "logits": lambda: linear_inputs(2, 196, 384, 20, bias=False),
+        "as of ViT-B": lambda: linear_inputs(2, 64, 768, 20, softmax=True, bias=False),
+        "as of ViT-L": lambda: linear_inputs(2, 64, 1024, 20, softmax=True, bias=False),
+        "a shared direction": lambda: with_shared_direction(linear_inputs(2, 64, 768, 20, softmax=True, bias=False)),
         "probabilities": lambda: linear_inputs(softmax=True),
         "largest": lambda: linear_inputs(k=1),
         "many kept": lambda: linear_inputs(2, 150, 16, 18, k=30),

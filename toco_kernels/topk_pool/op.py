@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from .._library import accumulate_dtype, define
+from .._library import accumulate_dtype, define, refuse_forward_ad
 from ..common.checks import check_floating, check_same_device, check_tensor, in_autocast_dtype
 from ..common.errors import bad_type, bad_value, integer
 from . import reference
@@ -72,7 +72,7 @@ def _linear_backward_fallback(
 
 
 _forward = define(
-    "topk_pool(Tensor scores, int k, Tensor? counts) -> (Tensor pooled, Tensor indices)",
+    "topk_pool(Tensor scores, SymInt k, Tensor? counts) -> (Tensor pooled, Tensor indices)",
     room="topk_pool",
     reference=_pool_fallback,
     fake=lambda scores, k, counts: (
@@ -87,7 +87,7 @@ _backward = define(
     fake=lambda grad, indices, patches: grad.new_empty(grad.shape[0], patches, grad.shape[1]),
 )
 _linear = define(
-    "linear_topk_pool(Tensor tokens, Tensor weight, Tensor? bias, int k, Tensor? counts, bool softmax)"
+    "linear_topk_pool(Tensor tokens, Tensor weight, Tensor? bias, SymInt k, Tensor? counts, bool softmax)"
     " -> (Tensor pooled, Tensor indices)",
     room="topk_pool",
     reference=_linear_fallback,
@@ -176,7 +176,8 @@ def topk_pool(
         ValueError: k is outside 1 … N, shapes or devices disagree, or there are no patches.
 
     Complexity: O(B N C) time, for k > 8 a few times that for k <= 8. Memory beyond inputs and outputs: k int32 per
-    class, kept for the backward (N for a tensor k), and on the CPU, for k > 8, a copy of one image's scores per thread.
+    class, kept for the backward (N for a tensor k), and on the CPU, for k > 8 or a tensor k, numbers in the precision
+    of sums for each thread: N per class of an image and 16 N more, or 32 N where there are fewer images than threads.
 
     Source: TKP-PCL (top-K pooling with patch contrastive learning), after the max pooling of ViT-PCM; its authors have
     published no code.
@@ -185,6 +186,7 @@ def topk_pool(
     check_floating(scores, "scores")
     batch, patches, classes = scores.shape
     k, counts = _kept(k, scores, "scores", batch, patches, classes)
+    refuse_forward_ad("topk_pool has", scores)
     if scores.requires_grad and torch.is_grad_enabled():
         return _Pool.apply(scores, k, counts)
     return _forward(scores, k, counts)[0]
@@ -250,6 +252,7 @@ def linear_topk_pool(
         raise bad_type("softmax", "be a bool", type(softmax).__name__)
     k, counts = _kept(k, tokens, "tokens", batch, patches, classes)
     inputs = tokens, weight, bias
+    refuse_forward_ad("linear_topk_pool has", *inputs)
     if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in inputs):
         return _LinearPool.apply(*inputs, k, counts, softmax)
     return _linear(*inputs, k, counts, softmax)[0]
