@@ -2,6 +2,7 @@
 
 import shutil
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -16,10 +17,16 @@ pytestmark = [
 
 
 def compile_and_run(program, tmp_path, csrc=CSRC):
-    kernels = [*(csrc / program).glob("*.cpp"), *(csrc / program).glob("*.cu")]
     flags = ["-std=gnu++17", "-O1", "-g", "-fsanitize=address,undefined", "-w", f"-I{HERE}", f"-I{csrc}", "-x", "c++"]
-    sources = map(str, [HERE / f"{program}.cpp", *kernels])
-    subprocess.run(["g++", *flags, *sources, "-o", str(tmp_path / "program")], check=True)
+    sources = [HERE / f"{program}.cpp", *(csrc / program).glob("*.cpp"), *(csrc / program).glob("*.cu")]
+    objects = [str(tmp_path / f"{i}.o") for i in range(len(sources))]
+
+    def compile_one(source, to):
+        subprocess.run(["g++", *flags, "-c", str(source), "-o", to], check=True)
+
+    with ThreadPoolExecutor(max_workers=2) as pool:
+        list(pool.map(compile_one, sources, objects))
+    subprocess.run(["g++", "-fsanitize=address,undefined", *objects, "-o", str(tmp_path / "program")], check=True)
     return subprocess.run([str(tmp_path / "program")], capture_output=True, text=True)
 
 
