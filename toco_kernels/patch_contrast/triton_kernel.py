@@ -108,7 +108,7 @@ def patch_token_contrast(
             row_count,
             pitch,
             BLOCK_N=ROWS,
-            BLOCK_D=min(1024, triton.next_power_of_2(pitch)),
+            BLOCK_D=min(256, triton.next_power_of_2(pitch)),
         )
     return loss, grad_tokens
 
