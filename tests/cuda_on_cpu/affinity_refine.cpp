@@ -4,36 +4,19 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstdio>
-#include <random>
+
+#include "compare.h"
 
 namespace toco {
 namespace {
-
-std::mt19937 generator(0);
-
-template <typename T>
-std::vector<T> random(int64_t size, float largest = 1) {
-  std::vector<T> values(size);
-  for (T& value : values) value = T(Accumulate<T>(std::uniform_real_distribution<float>(0, largest)(generator)));
-  return values;
-}
-
-const Parallel kOneThread{1, [](int64_t size, int64_t, const Body& body) { body(0, size, 0); }};
-int failures = 0;
-
-void check(bool right, const char* what, double seen) {
-  if (!right) std::printf("wrong: %s (%g)\n", what, seen);
-  failures += !right;
-}
 
 template <typename T>
 void compare(const char* what, RefineShape s, const std::vector<int64_t>& dilations, int64_t iterations, int64_t chunk,
              double tolerance) {
   using A = Accumulate<T>;
   const int64_t pixels = s.height * s.width;
-  const auto image = random<A>(s.batch * s.colours * pixels);
-  const auto masks = random<T>(s.batch * s.channels * pixels);
+  const auto image = uniform<A>(s.batch * s.colours * pixels, 0, 1);
+  const auto masks = uniform<T>(s.batch * s.channels * pixels, 0, 1);
   std::vector<T> expected(masks.size()), actual(masks.size());
   std::vector<A> weights(chunk * 8 * dilations.size() * pixels), buffers(2 * chunk * s.channels * pixels);
   for (const AffinityKind kind : {AffinityKind::kPar, AffinityKind::kPamr})
@@ -57,8 +40,9 @@ template <typename A>
 void compare_labels(const char* what, int64_t max_classes, bool with_maps_and_boxes, AffinityKind kind) {
   const CamLabelShape s{3, 3, 6, 45, 38, 2, max_classes};
   const int64_t pixels = s.height * s.width;
-  const auto image = random<A>(s.batch * s.colours * pixels), cams = random<A>(s.batch * s.classes * pixels);
-  const auto high = random<A>(s.batch * pixels), low = random<A>(s.batch * pixels, 0.3f);
+  const auto image = uniform<A>(s.batch * s.colours * pixels, 0, 1),
+             cams = uniform<A>(s.batch * s.classes * pixels, 0, 1);
+  const auto high = uniform<A>(s.batch * pixels, 0, 1), low = uniform<A>(s.batch * pixels, 0, 0.3f);
   std::vector<uint8_t> present(s.batch * s.classes);  // the first image has none
   for (int64_t i = s.classes; i < s.batch * s.classes; ++i) present[i] = generator() % 2;
   const std::vector<int64_t> boxes{0, 45, 0, 38, 5, 60, -20, -3, 30, 10, 0, 5}, dilations{1, 2, 4, 8};

@@ -3,28 +3,11 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstdio>
-#include <random>
+
+#include "compare.h"
 
 namespace toco {
 namespace {
-
-std::mt19937 generator(0);
-
-template <typename T>
-std::vector<T> random(int64_t size, float smallest, float largest) {
-  std::vector<T> values(size);
-  for (T& value : values) value = T(Accumulate<T>(std::uniform_real_distribution<float>(smallest, largest)(generator)));
-  return values;
-}
-
-const Parallel kOneThread{1, [](int64_t size, int64_t, const Body& body) { body(0, size, 0); }};
-int failures = 0;
-
-void check(bool right, const char* what, double seen) {
-  if (!right) std::printf("wrong: %s (%g)\n", what, seen);
-  failures += !right;
-}
 
 template <typename T>
 void check_near(const std::vector<T>& actual, const std::vector<T>& expected, const char* what, double tolerance) {
@@ -57,7 +40,7 @@ void compare_merging(const char* what, MergeShape s, double tolerance, double wr
   std::vector<std::vector<T>> small;
   std::vector<ScaleMaps<T>> maps;
   for (const auto& [height, width] : {std::pair<int64_t, int64_t>{3, 4}, {1, 2}, {50, 7}}) {
-    small.push_back(random<T>(2 * s.batch * s.classes * height * width, -1, 2));
+    small.push_back(uniform<T>(2 * s.batch * s.classes * height * width, -1, 2));
     if (nan) small.back()[small.back().size() - 1] = T(A(NAN));
     maps.push_back({small.back().data(), height, width});
   }
@@ -88,9 +71,9 @@ void compare_labels(const char* what, bool nan = false) {
   using A = Accumulate<T>;
   const CamShape s{3, 6, 45, 38};
   const int64_t pixels = s.height * s.width;
-  auto cams = random<T>(s.batch * s.classes * pixels, 0, 1);
+  auto cams = uniform<T>(s.batch * s.classes * pixels, 0, 1);
   for (size_t i = 0; nan && i < cams.size(); i += 7) cams[i] = T(A(NAN));
-  const auto high = random<A>(s.batch * pixels, 0.4f, 1), low = random<A>(s.batch * pixels, 0, 0.5f);
+  const auto high = uniform<A>(s.batch * pixels, 0.4f, 1), low = uniform<A>(s.batch * pixels, 0, 0.5f);
   const auto present = some_labels(s.batch, s.classes);
   const Flags flags{present.data(), Flags::kUInt8};
   for (const bool with : {false, true}) {
@@ -110,7 +93,7 @@ void compare_labels(const char* what, bool nan = false) {
 template <typename T>
 void compare_crops(const char* what, int64_t size, int64_t crops, int filled) {
   const CropShape s{3, 2, 37, 50, crops, size};
-  const auto images = random<T>(s.batch * s.channels * s.height * s.width, 0, 1);
+  const auto images = uniform<T>(s.batch * s.channels * s.height * s.width, 0, 1);
   std::vector<uint8_t> roi(s.batch * s.height * s.width, 2);
   for (uint8_t& region : roi)
     if (int(generator() % 100) >= filled) region = generator() % 2;
@@ -129,7 +112,7 @@ void compare_crops(const char* what, int64_t size, int64_t crops, int filled) {
 template <typename T>
 void compare_loss(const char* what, LossShape s, double tolerance, int64_t only = -1) {
   using A = Accumulate<T>;
-  const auto logits = random<T>(s.batch * s.classes * s.pixels, -4, 4);
+  const auto logits = uniform<T>(s.batch * s.classes * s.pixels, -4, 4);
   std::vector<int64_t> labels(s.batch * s.pixels);
   for (int64_t& label : labels) label = only >= 0 ? only : generator() % 4 ? int64_t(generator() % s.classes) : 255;
   std::vector<double> scratch(segmentation_loss_scratch(s), -7);

@@ -1,15 +1,12 @@
 // The CUDA kernels of topk_pool against its C++ kernels, on the CPU. Prints what differs; exit code 1 if any does.
-#include <cmath>
-#include <cstdio>
-#include <random>
-#include <vector>
-
 #include "topk_pool/topk_pool.h"
+
+#include <cmath>
+
+#include "compare.h"
 
 namespace toco {
 namespace {
-
-std::mt19937 generator(0);
 
 // Normal; `rounded` gives many equal numbers, and now and then something that is none.
 template <typename T>
@@ -25,14 +22,6 @@ std::vector<T> random(int64_t size, bool rounded = false) {
     if (generator() % 50 == 0) value = T(A(-INFINITY));
   }
   return values;
-}
-
-const Parallel kOneThread{1, [](int64_t size, int64_t, const Body& body) { body(0, size, 0); }};
-int failures = 0;
-
-void check(bool right, const char* what, const char* which) {
-  if (!right) std::printf("wrong: %s, %s\n", what, which);
-  failures += !right;
 }
 
 // Deviations relative to the largest number; of NaN and infinities there are the same.
