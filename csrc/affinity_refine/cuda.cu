@@ -2,7 +2,7 @@
 // numbers; small images are taken in chunks whose weights stay in the L2 cache over all iterations.
 #include <cmath>
 
-#include "affinity_refine/resize.h"
+#include "common/resize.h"
 #include "affinity_refine/stencil.h"
 #include "common/box.h"
 #include "common/launch.h"

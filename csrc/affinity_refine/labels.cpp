@@ -2,7 +2,7 @@
 #include <cmath>
 
 #include "affinity_refine/refiner.h"
-#include "affinity_refine/resize.h"
+#include "common/resize.h"
 #include "common/box.h"
 #include "common/simd.h"
 
