@@ -56,7 +56,7 @@ class KeptBlocks {
  private:
   static constexpr size_t kKept = size_t(256) << 20;
   std::atomic_flag busy_ = ATOMIC_FLAG_INIT;
-  static constexpr int kSlots = 8;
+  static constexpr int kSlots = 32;  // twice what a call of a kernel gives back
   Block blocks_[kSlots];
   int next_ = 0;  // the oldest
   size_t kept_ = 0;
@@ -65,6 +65,16 @@ class KeptBlocks {
 inline KeptBlocks& kept_blocks() {
   static KeptBlocks blocks;
   return blocks;
+}
+
+// Asks for huge pages behind memory that was allocated elsewhere and not touched yet, such as a large output.
+inline void prefer_huge_pages(void* data, size_t bytes) {
+#if defined(__linux__)
+  constexpr size_t kPage = 4096;
+  const size_t begin = (reinterpret_cast<size_t>(data) + kPage - 1) / kPage * kPage;
+  const size_t end = (reinterpret_cast<size_t>(data) + bytes) / kPage * kPage;
+  if (begin + (size_t(4) << 20) <= end) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
+#endif
 }
 
 template <typename T>

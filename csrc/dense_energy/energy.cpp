@@ -226,6 +226,7 @@ void dense_energy_cpu(const T* maps, Image image, const Accumulate<T>* roi, cons
   const double scales[5] = {xy, xy, rgb, rgb, rgb};
   const Axis<A> y_axis(s.height, s.image_height), x_axis(s.width, s.image_width);
   const Buffer<double> energies(s.batch);
+  if (grad) prefer_huge_pages(grad, s.batch * s.classes * s.height * s.width * sizeof(A));
   every_image(s.batch, parallel, [&](int64_t b, const Parallel& threads) {
     const int64_t pixels = s.pixels(), size = s.classes * s.height * s.width;
     const PairFilter<A> filter(options.kernel, image_of<A>(image, b, options.kernel, pixels), s.image_height,

@@ -92,7 +92,7 @@ class SimplexCache {
   }
 
  private:
-  static constexpr int kBits = 11;
+  static constexpr int kBits = 10;
   struct Entry {
     Code code = 0;
     int32_t order = 0;
@@ -117,12 +117,13 @@ int64_t parts_of(int64_t pixels, const Parallel& parallel) {
 // Embeds pixels begin … end and numbers their corners; false if a coordinate has no room in a code.
 template <typename Code>
 bool number_corners(const Features& features, const float* factors, int64_t begin, int64_t end,
-                    Numbering<Code>& numbering, int32_t* corners, float* weights) {
+                    Numbering<Code>& numbering, Share* corners) {
   const int d = features.count();
   const Coding<Code> coding{d};
   SimplexCache<Code> cache;
   Embedded block;
   std::memset(&block, 0, sizeof block);
+  Code codes[kEmbedded];
   for (int64_t start = begin; start < end; start += kEmbedded) {
     const int64_t count = std::min(kEmbedded, end - start);
     int64_t y = start / features.width, x = start % features.width;
@@ -135,28 +136,30 @@ bool number_corners(const Features& features, const float* factors, int64_t begi
       std::copy_n(features.image + (k - 2) * features.pixels() + start, count, block.features[k]);
     embed(d, factors, block);
 
+    int32_t farthest = 0;
+    best_isa([&]() TOCO_INLINE {
+      for (int64_t p = 0; p < kEmbedded; ++p) codes[p] = 0;
+      for (int i = 0; i < d; ++i)
+        for (int64_t p = 0; p < kEmbedded; ++p) {
+          const int32_t whole = block.whole[i][p], distance = whole < 0 ? -whole : whole;
+          farthest = farthest < distance ? distance : farthest;
+          codes[p] |= Code(uint32_t(whole + int32_t(coding.kMiddle))) << (coding.kBits * i);
+        }
+    });
+    if (farthest > coding.kLargest) return false;
+
     for (int64_t p = 0; p < count; ++p) {
       const int64_t pixel = start + p;
-      Code code = 0;
-      bool fits = true;
-      for (int i = 0; i < d; ++i) {
-        const int64_t whole = block.whole[i][p];
-        fits &= whole >= -coding.kLargest && whole <= coding.kLargest;
-        code |= Code(whole + coding.kMiddle) << (coding.kBits * i);
-      }
-      if (!fits) return false;
-      const int32_t order = block.order[p];
-      int32_t* corner = corners + pixel * (d + 1);
-      for (int k = 0; k <= d; ++k) weights[pixel * (d + 1) + k] = block.weights[k][p];
-      const int64_t met = cache.exchange(code, order, pixel);
+      Share* corner = corners + pixel * (d + 1);
+      const int64_t met = cache.exchange(codes[p], block.order[p], pixel);
       if (met >= 0) {
-        std::copy_n(corners + met * (d + 1), d + 1, corner);
+        for (int k = 0; k <= d; ++k) corner[k] = {corners[met * (d + 1) + k].row, block.weights[k][p]};
         continue;
       }
-      corner[0] = numbering.number(code);
-      for (int k = 1; k <= d; ++k) {
-        code += coding.remainder() - coding.unit(order >> 4 * (d - k + 1) & 15);
-        corner[k] = numbering.number(code);
+      Code code = codes[p];
+      for (int k = 0; k <= d; ++k) {
+        if (k > 0) code += coding.remainder() - coding.unit(block.order[p] >> 4 * (d - k + 1) & 15);
+        corner[k] = {numbering.number(code), block.weights[k][p]};
       }
     }
   }
@@ -169,9 +172,7 @@ Lattice::Lattice(const Features& features, const Parallel& parallel)
     : d_(features.count()),
       pixels_(features.pixels()),
       corners_(pixels_ * (d_ + 1)),
-      weights_(pixels_ * (d_ + 1)),
-      touching_(pixels_ * (d_ + 1)),
-      shares_(pixels_ * (d_ + 1)) {
+      touches_(pixels_ * (d_ + 1)) {
   if (!build<uint64_t>(features, parallel)) build<unsigned __int128>(features, parallel);
   list_touches(parallel);
 }
@@ -186,8 +187,7 @@ bool Lattice::build(const Features& features, const Parallel& parallel) {
   std::atomic<bool> fits{true};
   parallel.loop(parts, 1, [&](int64_t begin, int64_t end, int) {
     for (int64_t part = begin; part < end; ++part)
-      if (!number_corners(features, factors, first_pixel(part), first_pixel(part + 1), numberings[part], corners_.data,
-                          weights_.data))
+      if (!number_corners(features, factors, first_pixel(part), first_pixel(part + 1), numberings[part], corners_.data))
         fits = false;
   });
   if (!fits) return false;
@@ -200,7 +200,7 @@ bool Lattice::build(const Features& features, const Parallel& parallel) {
   parallel.loop(parts, 1, [&](int64_t begin, int64_t end, int) {
     for (int64_t part = std::max<int64_t>(begin, 1); part < end; ++part)
       for (int64_t i = first_pixel(part) * (d_ + 1); i < first_pixel(part + 1) * (d_ + 1); ++i)
-        corners_.data[i] = renamed[part][corners_.data[i]];
+        corners_.data[i].row = renamed[part][corners_.data[i].row];
   });
 
   points_ = numbering.codes.size();
@@ -229,7 +229,7 @@ void Lattice::list_touches(const Parallel& parallel) {
     for (int64_t part = begin; part < end; ++part) {
       int32_t* count = counts.data + part * points_;
       std::fill_n(count, points_, 0);
-      for (int64_t i = corners * part / parts; i < corners * (part + 1) / parts; ++i) ++count[corners_.data[i]];
+      for (int64_t i = corners * part / parts; i < corners * (part + 1) / parts; ++i) ++count[corners_.data[i].row];
     }
   });
   first_ = std::make_unique<Buffer<int32_t>>(points_ + 1);
@@ -246,11 +246,8 @@ void Lattice::list_touches(const Parallel& parallel) {
   parallel.loop(parts, 1, [&](int64_t begin, int64_t end, int) {
     for (int64_t part = begin; part < end; ++part) {
       int32_t* next = counts.data + part * points_;
-      for (int64_t i = corners * part / parts; i < corners * (part + 1) / parts; ++i) {
-        const int32_t place = next[corners_.data[i]]++;
-        touching_.data[place] = int32_t(i / (d_ + 1));
-        shares_.data[place] = weights_.data[i];
-      }
+      for (int64_t i = corners * part / parts; i < corners * (part + 1) / parts; ++i)
+        touches_.data[next[corners_.data[i].row]++] = {int32_t(i / (d_ + 1)), corners_.data[i].weight};
     }
   });
 }
@@ -266,7 +263,7 @@ void Lattice::filter(const A* values, A* filtered, const A* norms, int64_t strid
   // Some points are touched by many pixels: threads take the next few in turn.
   const int64_t few = points_ / 64 + 1, turns = (points_ + few - 1) / few;
   parallel.in_turn(turns, pixels_ * (d_ + 1) / turns * stride / 8, [&](int64_t turn, int) {
-    CALL_BEST_ISA(splat_points, values, first_->data, touching_.data, shares_.data, norms, from, stride, turn * few,
+    CALL_BEST_ISA(splat_points, values, first_->data, touches_.data, norms, from, stride, turn * few,
                   std::min(points_, (turn + 1) * few));
   });
   for (int direction = 0; direction <= d_; ++direction) {
@@ -277,7 +274,7 @@ void Lattice::filter(const A* values, A* filtered, const A* norms, int64_t strid
     std::swap(from, to);
   }
   parallel.loop(pixels_, grain_for(stride), [&](int64_t begin, int64_t end, int) {
-    CALL_BEST_ISA(slice_pixels, from, corners_.data, weights_.data, d_ + 1, norms, filtered, stride, begin, end);
+    CALL_BEST_ISA(slice_pixels, from, corners_.data, d_ + 1, norms, filtered, stride, begin, end);
   });
 }
 

@@ -32,6 +32,12 @@ int64_t row_stride(int64_t channels) {
   return std::max<int64_t>(channels, vector_bytes() / sizeof(A));
 }
 
+// A row among others, and how much of it.
+struct Share {
+  int32_t row;
+  float weight;
+};
+
 class Lattice {
  public:
   Lattice(const Features& features, const Parallel& parallel);
@@ -52,10 +58,8 @@ class Lattice {
   const int d_;
   const int64_t pixels_;
   int64_t points_ = 0;
-  const Buffer<int32_t> corners_;                // (pixels, d + 1): points
-  const Buffer<float> weights_;                  // (pixels, d + 1)
-  const Buffer<int32_t> touching_;               // (pixels * (d + 1)): the pixels that touch a point, point by point
-  const Buffer<float> shares_;                   // (pixels * (d + 1)): their weights there
+  const Buffer<Share> corners_;                  // (pixels, d + 1): points
+  const Buffer<Share> touches_;                  // (pixels * (d + 1)): the pixels that touch a point, point by point
   std::unique_ptr<Buffer<int32_t>> first_;       // (points + 1): where those of a point begin
   std::unique_ptr<Buffer<int32_t>> neighbours_;  // (d + 1, points, 2); `points` where there is none
 };

@@ -173,8 +173,7 @@ TOCO_TARGET void mean_field_rows(const A* logits, const A* const* filtered, cons
       }
     transpose<A>(sums);
     for (int r = 1; r < kSize; ++r) sums[0] += sums[r];
-    const V shares = 1 / sums[0];
     for (int r = 0; r < pixels; ++r)
-      for (int64_t c = 0; c < stride; ++c) q[(x + r) * stride + c] *= shares[r];
+      for (int64_t c = 0; c < stride; ++c) q[(x + r) * stride + c] /= sums[0][r];
   }
 }

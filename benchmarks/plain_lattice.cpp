@@ -1,0 +1,134 @@
+// The permutohedral lattice as published code runs it: images in parallel, one channel after the other, a hash table of
+// whole keys. A rival of our own, written from the paper, compiled by bench_dense_energy.py.
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <cstdint>
+#include <vector>
+
+namespace {
+
+constexpr int d = 5;
+using Key = std::array<int16_t, d>;
+
+class Table {
+ public:
+  Table() : slots_(1 << 12, -1) {}
+
+  int find(const Key& key, bool add) {
+    if (2 * keys.size() >= slots_.size()) {
+      slots_.assign(2 * slots_.size(), -1);
+      for (size_t i = 0; i < keys.size(); ++i) slots_[slot(keys[i])] = int(i);
+    }
+    const size_t i = slot(key);
+    if (slots_[i] < 0 && add) {
+      slots_[i] = int(keys.size());
+      keys.push_back(key);
+    }
+    return slots_[i];
+  }
+
+  std::vector<Key> keys;
+
+ private:
+  size_t slot(const Key& key) const {
+    size_t hash = 0;
+    for (const int16_t k : key) hash = (hash + k) * 1664525;
+    size_t i = hash % slots_.size();
+    while (slots_[i] >= 0 && keys[slots_[i]] != key) i = (i + 1) % slots_.size();
+    return i;
+  }
+
+  std::vector<int> slots_;
+};
+
+class Lattice {
+ public:
+  Lattice(const float* image, int height, int width, float sigma_rgb, float sigma_xy)
+      : pixels_(height * width), corners_(pixels_ * (d + 1)), weights_(pixels_ * (d + 1)) {
+    Table table;
+    for (int i = 0; i < pixels_; ++i) {
+      const float features[d] = {i % width / sigma_xy, i / width / sigma_xy, image[i] / sigma_rgb,
+                                 image[pixels_ + i] / sigma_rgb, image[2 * pixels_ + i] / sigma_rgb};
+      float elevated[d + 1], total = 0;
+      for (int j = d; j > 0; --j) {
+        const float scaled = features[j - 1] * std::sqrt(2.0f / 3) * (d + 1) / std::sqrt(float(j * (j + 1)));
+        elevated[j] = total - j * scaled;
+        total += scaled;
+      }
+      elevated[0] = total;
+      int whole[d + 1], rank[d + 1] = {}, sum = 0;
+      for (int k = 0; k <= d; ++k) sum += whole[k] = int(std::lrint(elevated[k] / (d + 1)));
+      for (int a = 0; a < d; ++a)
+        for (int b = a + 1; b <= d; ++b)
+          elevated[a] - whole[a] * (d + 1) < elevated[b] - whole[b] * (d + 1) ? ++rank[a] : ++rank[b];
+      float barycentric[d + 2] = {};
+      for (int k = 0; k <= d; ++k) {
+        rank[k] += sum;
+        if (rank[k] < 0) rank[k] += d + 1, ++whole[k];
+        if (rank[k] > d) rank[k] -= d + 1, --whole[k];
+        const float share = (elevated[k] - whole[k] * (d + 1)) / (d + 1);
+        barycentric[d - rank[k]] += share;
+        barycentric[d - rank[k] + 1] -= share;
+      }
+      barycentric[0] += 1 + barycentric[d + 1];
+      for (int corner = 0; corner <= d; ++corner) {
+        Key key;
+        for (int k = 0; k < d; ++k)
+          key[k] = int16_t(whole[k] * (d + 1) + (rank[k] > d - corner ? corner - (d + 1) : corner));
+        corners_[i * (d + 1) + corner] = table.find(key, true) + 1;
+        weights_[i * (d + 1) + corner] = barycentric[corner];
+      }
+    }
+    points_ = int(table.keys.size());
+    for (int direction = 0; direction <= d; ++direction)
+      for (const Key& key : table.keys) {
+        Key one = key, other = key;
+        for (int k = 0; k < d; ++k) --one[k], ++other[k];
+        if (direction < d) one[direction] += d + 1, other[direction] -= d + 1;
+        neighbours_.push_back({table.find(one, false) + 1, table.find(other, false) + 1});
+      }
+  }
+
+  void filter(const float* in, float* out) const {  // (pixels), both
+    std::vector<float> values(points_ + 1), blurred(points_ + 1);
+    for (int i = 0; i < pixels_; ++i)
+      for (int k = 0; k <= d; ++k) values[corners_[i * (d + 1) + k]] += weights_[i * (d + 1) + k] * in[i];
+    for (int direction = 0; direction <= d; ++direction) {
+      for (int p = 0; p < points_; ++p) {
+        const auto& [one, other] = neighbours_[direction * points_ + p];
+        blurred[p + 1] = values[p + 1] + 0.5f * (values[one] + values[other]);
+      }
+      std::swap(values, blurred);
+    }
+    const float alpha = 1 / (1 + std::pow(2.0f, -d));
+    for (int i = 0; i < pixels_; ++i) {
+      float sum = 0;
+      for (int k = 0; k <= d; ++k) sum += weights_[i * (d + 1) + k] * values[corners_[i * (d + 1) + k]] * alpha;
+      out[i] = sum;
+    }
+  }
+
+ private:
+  const int pixels_;
+  int points_ = 0;
+  std::vector<int> corners_;  // 0 stands for points that do not exist
+  std::vector<float> weights_;
+  std::vector<std::array<int, 2>> neighbours_;
+};
+
+}  // namespace
+
+extern "C" void plain_lattice(const float* images,  // (B, 3, H, W)
+                              const float* values,  // (B, K, H, W)
+                              float* filtered,      // (B, K, H, W)
+                              int batch, int channels, int height, int width, float sigma_rgb, float sigma_xy,
+                              int threads) {
+  const int64_t pixels = int64_t(height) * width;
+#pragma omp parallel for num_threads(threads)
+  for (int b = 0; b < batch; ++b) {
+    const Lattice lattice(images + b * 3 * pixels, height, width, sigma_rgb, sigma_xy);
+    for (int64_t k = b * channels; k < (b + 1) * channels; ++k)
+      lattice.filter(values + k * pixels, filtered + k * pixels);
+  }
+}
