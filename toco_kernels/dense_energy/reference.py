@@ -1,6 +1,7 @@
 """What dense_energy computes, in plain PyTorch: two filters, and the energy and the mean field built on either."""
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -44,20 +45,29 @@ def exact_sum(
 FILTERS = {"lattice": lattice_filter, "exact": exact_sum}
 
 
+def filter_maps(
+    image: Tensor | None,  # (B, 3, H, W); None: positions alone
+    values: Tensor,  # (B, K, H, W)
+    scales: list[float],  # 1 / sigma, of x, y and the colours
+    kernel: str,
+) -> Tensor:  # (B, K, H, W)
+    """Every image's values, filtered by the distance of its pixels."""
+    # The lattice lies where float32 puts it, for values of any dtype.
+    dtype = torch.float32 if kernel == "lattice" else values.dtype
+    points = features(image, values.shape[2:], len(values), dtype=dtype, device=values.device)
+    filtered = [FILTERS[kernel](p, v.flatten(1).mT, scales) for p, v in zip(points, values, strict=True)]
+    return torch.stack(filtered).mT.reshape(values.shape) if filtered else torch.zeros_like(values)
+
+
 def bilateral_filter(
-    image: Tensor | None,  # (B, 3, H, W)
+    image: Tensor,  # (B, 3, H, W)
     values: Tensor,  # (B, K, H, W)
     sigma_rgb: float,
     sigma_xy: float,
     kernel: str,
 ) -> Tensor:  # (B, K, H, W)
     """Every image's values, filtered by the distance of its pixels in position and colour."""
-    # The lattice lies where float32 puts it, for values of any dtype.
-    dtype = torch.float32 if kernel == "lattice" else values.dtype
-    points = features(image, values.shape[2:], len(values), dtype=dtype, device=values.device)
-    scales = [1 / sigma_xy] * 2 + [1 / sigma_rgb] * 3 if image is not None else [1 / sigma_xy] * 2
-    filtered = [FILTERS[kernel](p, v.flatten(1).mT, scales) for p, v in zip(points, values, strict=True)]
-    return torch.stack(filtered).mT.reshape(values.shape) if filtered else torch.zeros_like(values)
+    return filter_maps(image, values, [1 / sigma_xy] * 2 + [1 / sigma_rgb] * 3, kernel)
 
 
 def dense_energy(
@@ -103,6 +113,27 @@ def normalised(filter_values: Callable[[Tensor], Tensor], ones: Tensor) -> Calla
     return lambda values: norm * filter_values(norm * values)
 
 
+def mean_field(
+    unary: Tensor,  # (B, K, H, W)
+    terms: list[tuple[Tensor | None, list[float], float]],  # image (B, 3, H, W), scales and weight of each filter
+    iterations: int,
+    kernel: str,
+) -> Tensor:  # (B, K, H, W)
+    """Q <- softmax(-unary + sum over filters of weight * normalised filter of Q)."""
+    ones = torch.ones_like(unary[:, :1])
+    filters = [
+        (normalised(partial(filter_maps, image, scales=scales, kernel=kernel), ones), weight)
+        for image, scales, weight in terms
+    ]
+    q = F.softmax(-unary, dim=1)
+    for _ in range(iterations):
+        logits = -unary
+        for filter_values, weight in filters:
+            logits = logits + weight * filter_values(q)
+        q = F.softmax(logits, dim=1)
+    return q
+
+
 def dense_crf(
     unary: Tensor,  # (B, K, H, W)
     image: Tensor,  # (B, 3, H, W)
@@ -112,13 +143,9 @@ def dense_crf(
     *,
     kernel: str,
 ) -> Tensor:  # (B, K, H, W)
-    """Mean field: Q <- softmax(-unary + sum over filters of weight * normalised filter of Q)."""
+    """Mean field with a filter of positions, and one of positions and colours."""
     near_xy, near_weight = gaussian
     xy, rgb, weight = bilateral
-    ones = torch.ones_like(unary[:, :1])
-    near = normalised(lambda values: bilateral_filter(None, values, 1.0, near_xy, kernel), ones)
-    alike = normalised(lambda values: bilateral_filter(image, values, rgb, xy, kernel), ones)
-    q = F.softmax(-unary, dim=1)
-    for _ in range(iterations):
-        q = F.softmax(-unary + near_weight * near(q) + weight * alike(q), dim=1)
-    return q
+    near = None, [1 / near_xy] * 2, near_weight
+    alike = image, [1 / xy] * 2 + [1 / rgb] * 3, weight
+    return mean_field(unary, [near, alike], iterations, kernel)
