@@ -31,6 +31,7 @@ TOCO_TARGET void exact_rows(const A* features, int64_t padded, int d, int64_t pi
       for (int v = 0; v < kPanel / kSize; ++v) {
         squares[v] *= A(-0.5);
         exp_nonpositive(squares[v]);
+        squares[v] = squares[v] < A(kNothing) ? V{} : squares[v];
         *(V*)(affinities + j * kPanel + v * kSize) = norms ? squares[v] * norms[start + j] : squares[v];
       }
     }

@@ -7,9 +7,6 @@
 
 #include "common/exp.h"
 
-// What is smaller vanishes: its products would be subnormal, on which processors are slow.
-constexpr float kNothing = 1e-30f;
-
 template <typename A>
 TOCO_TARGET void rows_to_planes(const A* rows, int64_t stride, int64_t count, A* planes, int64_t plane_stride) {
   using V = typename Vector<A>::type;

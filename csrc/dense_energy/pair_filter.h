@@ -7,6 +7,9 @@
 
 namespace toco {
 
+// Affinities and probabilities below this vanish: their products would be subnormal, on which processors are slow.
+constexpr float kNothing = 1e-30f;
+
 constexpr int64_t kExactRows = 32;  // a multiple of them is computed at a time, and as many numbers read beyond the end
 
 // The sum over all pairs. Affinities are computed tile by tile and never stored.

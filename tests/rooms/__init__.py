@@ -2,7 +2,7 @@
 
 from .affinity_refine import AFFINITY_REFINE, REFINE_CAM_LABELS, label_inputs, refine_inputs
 from .class_contrast import CLASS_CONTRAST, class_contrast_inputs
-from .dense_energy import DENSE_ENERGY, energy_inputs, logit_inputs
+from .dense_energy import DENSE_ENERGY, crf_inputs, energy_inputs, logit_inputs
 from .patch_contrast import PATCH_CONTRASTIVE_ERROR, PATCH_TOKEN_CONTRAST, error_inputs, token_inputs
 from .room import Room, needs_kernel
 
@@ -25,6 +25,7 @@ __all__ = [
     "ROOMS",
     "Room",
     "class_contrast_inputs",
+    "crf_inputs",
     "energy_inputs",
     "error_inputs",
     "label_inputs",
