@@ -8,11 +8,11 @@
 
 namespace {
 
-constexpr int d = 5;
-using Key = std::array<int16_t, d>;
-
+template <int d>
 class Table {
  public:
+  using Key = std::array<int16_t, d>;
+
   Table() : slots_(1 << 12, -1) {}
 
   int find(const Key& key, bool add) {
@@ -42,14 +42,16 @@ class Table {
   std::vector<int> slots_;
 };
 
+// Values and sums are of type A, positions float.
+template <int d, typename A>
 class Lattice {
  public:
   Lattice(const float* image, int height, int width, float sigma_rgb, float sigma_xy)
       : pixels_(height * width), corners_(pixels_ * (d + 1)), weights_(pixels_ * (d + 1)) {
-    Table table;
+    Table<d> table;
     for (int i = 0; i < pixels_; ++i) {
-      const float features[d] = {i % width / sigma_xy, i / width / sigma_xy, image[i] / sigma_rgb,
-                                 image[pixels_ + i] / sigma_rgb, image[2 * pixels_ + i] / sigma_rgb};
+      float features[d] = {i % width / sigma_xy, i / width / sigma_xy};
+      for (int k = 2; k < d; ++k) features[k] = image[(k - 2) * pixels_ + i] / sigma_rgb;
       float elevated[d + 1], total = 0;
       for (int j = d; j > 0; --j) {
         const float scaled = features[j - 1] * std::sqrt(2.0f / 3) * (d + 1) / std::sqrt(float(j * (j + 1)));
@@ -73,7 +75,7 @@ class Lattice {
       }
       barycentric[0] += 1 + barycentric[d + 1];
       for (int corner = 0; corner <= d; ++corner) {
-        Key key;
+        typename Table<d>::Key key;
         for (int k = 0; k < d; ++k)
           key[k] = int16_t(whole[k] * (d + 1) + (rank[k] > d - corner ? corner - (d + 1) : corner));
         corners_[i * (d + 1) + corner] = table.find(key, true) + 1;
@@ -82,28 +84,28 @@ class Lattice {
     }
     points_ = int(table.keys.size());
     for (int direction = 0; direction <= d; ++direction)
-      for (const Key& key : table.keys) {
-        Key one = key, other = key;
+      for (const auto& key : table.keys) {
+        auto one = key, other = key;
         for (int k = 0; k < d; ++k) --one[k], ++other[k];
         if (direction < d) one[direction] += d + 1, other[direction] -= d + 1;
         neighbours_.push_back({table.find(one, false) + 1, table.find(other, false) + 1});
       }
   }
 
-  void filter(const float* in, float* out) const {  // (pixels), both
-    std::vector<float> values(points_ + 1), blurred(points_ + 1);
+  void filter(const A* in, A* out) const {  // (pixels), both
+    std::vector<A> values(points_ + 1), blurred(points_ + 1);
     for (int i = 0; i < pixels_; ++i)
       for (int k = 0; k <= d; ++k) values[corners_[i * (d + 1) + k]] += weights_[i * (d + 1) + k] * in[i];
     for (int direction = 0; direction <= d; ++direction) {
       for (int p = 0; p < points_; ++p) {
         const auto& [one, other] = neighbours_[direction * points_ + p];
-        blurred[p + 1] = values[p + 1] + 0.5f * (values[one] + values[other]);
+        blurred[p + 1] = values[p + 1] + A(0.5) * (values[one] + values[other]);
       }
       std::swap(values, blurred);
     }
-    const float alpha = 1 / (1 + std::pow(2.0f, -d));
+    const A alpha = 1 / (1 + std::pow(A(2), -d));
     for (int i = 0; i < pixels_; ++i) {
-      float sum = 0;
+      A sum = 0;
       for (int k = 0; k <= d; ++k) sum += weights_[i * (d + 1) + k] * values[corners_[i * (d + 1) + k]] * alpha;
       out[i] = sum;
     }
@@ -117,18 +119,27 @@ class Lattice {
   std::vector<std::array<int, 2>> neighbours_;
 };
 
-}  // namespace
-
-extern "C" void plain_lattice(const float* images,  // (B, 3, H, W)
-                              const float* values,  // (B, K, H, W)
-                              float* filtered,      // (B, K, H, W)
-                              int batch, int channels, int height, int width, float sigma_rgb, float sigma_xy,
-                              int threads) {
+template <int d, typename A>
+void filter(const float* images, const A* values, A* filtered, int batch, int channels, int height, int width,
+            float sigma_rgb, float sigma_xy, int threads) {
   const int64_t pixels = int64_t(height) * width;
 #pragma omp parallel for num_threads(threads)
   for (int b = 0; b < batch; ++b) {
-    const Lattice lattice(images + b * 3 * pixels, height, width, sigma_rgb, sigma_xy);
+    const Lattice<d, A> lattice(images + b * 3 * pixels, height, width, sigma_rgb, sigma_xy);
     for (int64_t k = b * channels; k < (b + 1) * channels; ++k)
       lattice.filter(values + k * pixels, filtered + k * pixels);
   }
 }
+
+}  // namespace
+
+// images (B, 3, H, W), which `gaussian` ones ignore; values and filtered (B, K, H, W).
+#define DEFINE(name, d, A)                                                                                          \
+  extern "C" void name(const float* images, const A* values, A* filtered, int batch, int channels, int height,      \
+                       int width, float sigma_rgb, float sigma_xy, int threads) {                                   \
+    filter<d>(images, values, filtered, batch, channels, height, width, sigma_rgb, sigma_xy, threads);              \
+  }
+DEFINE(bilateral_float32, 5, float)
+DEFINE(bilateral_float64, 5, double)
+DEFINE(gaussian_float32, 2, float)
+DEFINE(gaussian_float64, 2, double)
