@@ -46,21 +46,27 @@ class Table {
 template <int d, typename A>
 class Lattice {
  public:
-  Lattice(const float* image, int height, int width, float sigma_rgb, float sigma_xy)
+  Lattice(const float* image, int height, int width, double sigma_rgb, double sigma_xy)
       : pixels_(height * width), corners_(pixels_ * (d + 1)), weights_(pixels_ * (d + 1)) {
+    // Rounded as in the room's reference: which points exist depends on it.
+    float factors[d];
+    for (int k = 0; k < d; ++k)
+      factors[k] = float(std::sqrt(2.0 / 3) * (d + 1) / std::sqrt(double((k + 1) * (k + 2))) *
+                         (1 / (k < 2 ? sigma_xy : sigma_rgb)));
+    constexpr float share_of_one = float(1.0 / (d + 1));
     Table<d> table;
     for (int i = 0; i < pixels_; ++i) {
-      float features[d] = {i % width / sigma_xy, i / width / sigma_xy};
-      for (int k = 2; k < d; ++k) features[k] = image[(k - 2) * pixels_ + i] / sigma_rgb;
+      float features[d] = {float(i % width), float(i / width)};
+      for (int k = 2; k < d; ++k) features[k] = image[(k - 2) * pixels_ + i];
       float elevated[d + 1], total = 0;
       for (int j = d; j > 0; --j) {
-        const float scaled = features[j - 1] * std::sqrt(2.0f / 3) * (d + 1) / std::sqrt(float(j * (j + 1)));
+        const float scaled = features[j - 1] * factors[j - 1];
         elevated[j] = total - j * scaled;
         total += scaled;
       }
       elevated[0] = total;
       int whole[d + 1], rank[d + 1] = {}, sum = 0;
-      for (int k = 0; k <= d; ++k) sum += whole[k] = int(std::lrint(elevated[k] / (d + 1)));
+      for (int k = 0; k <= d; ++k) sum += whole[k] = int(std::lrint(elevated[k] * share_of_one));
       for (int a = 0; a < d; ++a)
         for (int b = a + 1; b <= d; ++b)
           elevated[a] - whole[a] * (d + 1) < elevated[b] - whole[b] * (d + 1) ? ++rank[a] : ++rank[b];
@@ -69,7 +75,7 @@ class Lattice {
         rank[k] += sum;
         if (rank[k] < 0) rank[k] += d + 1, ++whole[k];
         if (rank[k] > d) rank[k] -= d + 1, --whole[k];
-        const float share = (elevated[k] - whole[k] * (d + 1)) / (d + 1);
+        const float share = (elevated[k] - whole[k] * (d + 1)) * share_of_one;
         barycentric[d - rank[k]] += share;
         barycentric[d - rank[k] + 1] -= share;
       }
@@ -121,7 +127,7 @@ class Lattice {
 
 template <int d, typename A>
 void filter(const float* images, const A* values, A* filtered, int batch, int channels, int height, int width,
-            float sigma_rgb, float sigma_xy, int threads) {
+            double sigma_rgb, double sigma_xy, int threads) {
   const int64_t pixels = int64_t(height) * width;
 #pragma omp parallel for num_threads(threads)
   for (int b = 0; b < batch; ++b) {
@@ -134,10 +140,10 @@ void filter(const float* images, const A* values, A* filtered, int batch, int ch
 }  // namespace
 
 // images (B, 3, H, W), which `gaussian` ones ignore; values and filtered (B, K, H, W).
-#define DEFINE(name, d, A)                                                                                          \
-  extern "C" void name(const float* images, const A* values, A* filtered, int batch, int channels, int height,      \
-                       int width, float sigma_rgb, float sigma_xy, int threads) {                                   \
-    filter<d>(images, values, filtered, batch, channels, height, width, sigma_rgb, sigma_xy, threads);              \
+#define DEFINE(name, d, A)                                                                                     \
+  extern "C" void name(const float* images, const A* values, A* filtered, int batch, int channels, int height, \
+                       int width, double sigma_rgb, double sigma_xy, int threads) {                            \
+    filter<d>(images, values, filtered, batch, channels, height, width, sigma_rgb, sigma_xy, threads);         \
   }
 DEFINE(bilateral_float32, 5, float)
 DEFINE(bilateral_float64, 5, double)

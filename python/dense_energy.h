@@ -12,9 +12,9 @@ inline void check_image(const Tensor& image, const Tensor& maps, FilterKernel ke
   const ScalarType type = kernel == FilterKernel::kLattice ? ScalarType::Float : accumulate_type(maps.scalar_type());
   STD_TORCH_CHECK(image.scalar_type() == type,
                   "image must be float32, or float64 for the exact kernel on float64 values");
-  STD_TORCH_CHECK(image.dim() == 4 && image.size(2) > 0 && image.size(3) > 0 &&
-                      image.size(2) * image.size(3) <= int64_t(1) << 28,
-                  "image must have 4 dimensions and at most 2^28 pixels");
+  STD_TORCH_CHECK(
+      image.dim() == 4 && image.size(2) > 0 && image.size(3) > 0 && image.size(2) * image.size(3) <= int64_t(1) << 28,
+      "image must have 4 dimensions and at most 2^28 pixels");
   check_shape(image, {maps.size(0), 3, image.size(2), image.size(3)}, "image");
   check_same_device(image, maps, "image");
 }

@@ -33,19 +33,19 @@ struct EnergyOptions {
 };
 
 template <typename A>
-void bilateral_filter_cpu(const A* values,    // (B, K, H, W)
-                          Image image,        // (B, 3, H, W)
-                          A* filtered,        // (B, K, H, W)
+void bilateral_filter_cpu(const A* values,  // (B, K, H, W)
+                          Image image,      // (B, 3, H, W)
+                          A* filtered,      // (B, K, H, W)
                           EnergyOptions options, EnergyShape shape, const Parallel& parallel);
 
 template <typename T>
-void dense_energy_cpu(const T* maps,               // (B, K, H, W) probabilities, or logits
-                      Image image,                 // (B, 3, h, w)
-                      const Accumulate<T>* roi,    // (B, h, w)
-                      const uint8_t* unlabeled,    // (B, h, w)
-                      Accumulate<T>* loss,         // ()
-                      Accumulate<T>* grad,         // (B, K, H, W), or null when not wanted
-                      bool logits,                 // whose softmax is resized to the image; else sizes are the same
+void dense_energy_cpu(const T* maps,             // (B, K, H, W) probabilities, or logits
+                      Image image,               // (B, 3, h, w)
+                      const Accumulate<T>* roi,  // (B, h, w)
+                      const uint8_t* unlabeled,  // (B, h, w)
+                      Accumulate<T>* loss,       // ()
+                      Accumulate<T>* grad,       // (B, K, H, W), or null when not wanted
+                      bool logits,               // whose softmax is resized to the image; else sizes are the same
                       EnergyOptions options, EnergyShape shape, const Parallel& parallel);
 
 // One filter of a dense CRF.

@@ -7,9 +7,9 @@
 
 namespace toco {
 
-constexpr int kMostFeatures = 5;       // x, y and three colours
-constexpr int64_t kEmbedded = 128;     // pixels at a time
-constexpr float kFarthest = 1 << 21;   // lattice units; float32 has no digits left there to interpolate with
+constexpr int kMostFeatures = 5;      // x, y and three colours
+constexpr int64_t kEmbedded = 128;    // pixels at a time
+constexpr float kFarthest = 1 << 21;  // lattice units; float32 has no digits left there to interpolate with
 
 struct Embedded {
   alignas(64) float features[kMostFeatures][kEmbedded];     // in: x, y, colours

@@ -46,7 +46,7 @@ TOCO_TARGET void embed_rows(const float* factors, Embedded& pixels) {
 #pragma GCC unroll 8
     for (int i = 0; i <= d; ++i) {
       rank[i] += above;
-      const I low = rank[i] < 0, high = rank[i] > d;
+      const I low = rank[i]<0, high = rank[i]> d;
       whole[i] += __builtin_convertvector(high - low, V);
       rank[i] += (high - low) * (d + 1);
       order |= (I{} + i) << (rank[i] * 4);

@@ -30,8 +30,8 @@ void load_planes(const T* maps, int64_t map_stride, int64_t channels, int64_t co
 template <typename A>
 struct Axis {
   int64_t from, to, most = 0;
-  Buffer<int64_t> near, far;         // (to)
-  Buffer<A> share;                   // (to): of far
+  Buffer<int64_t> near, far;                // (to)
+  Buffer<A> share;                          // (to): of far
   std::unique_ptr<Buffer<int64_t>> source;  // (most, from)
   std::unique_ptr<Buffer<A>> weight;        // (most, from), 0 where there are fewer
 
@@ -245,8 +245,8 @@ void dense_energy_cpu(const T* maps, Image image, const Accumulate<T>* roi, cons
   *loss = A(-sum / std::max<int64_t>(s.batch, 1));
 }
 
-#define INSTANTIATE(T)                                                                                             \
-  template void dense_energy_cpu<T>(const T*, Image, const Accumulate<T>*, const uint8_t*, Accumulate<T>*,         \
+#define INSTANTIATE(T)                                                                                     \
+  template void dense_energy_cpu<T>(const T*, Image, const Accumulate<T>*, const uint8_t*, Accumulate<T>*, \
                                     Accumulate<T>*, bool, EnergyOptions, EnergyShape, const Parallel&);
 INSTANTIATE(float)
 INSTANTIATE(double)

@@ -24,8 +24,7 @@ ExactSum<A>::ExactSum(const A* image, int64_t height, int64_t width, const doubl
 }
 
 template <typename A>
-void ExactSum<A>::filter(const A* values, A* filtered, const A* norms, int64_t stride,
-                         const Parallel& parallel) const {
+void ExactSum<A>::filter(const A* values, A* filtered, const A* norms, int64_t stride, const Parallel& parallel) const {
   parallel.in_turn(padded_ / kExactRows, pixels_ * stride, [&](int64_t block, int) {
     CALL_BEST_ISA(exact_rows, features_.data, padded_, d_, pixels_, values, norms, filtered, stride,
                   block * kExactRows);

@@ -35,7 +35,9 @@ struct Coding {
 };
 
 inline uint64_t hash(uint64_t code) { return (code ^ code >> 32) * 0x9e3779b97f4a7c15u; }
-inline uint64_t hash(unsigned __int128 code) { return hash(uint64_t(code) ^ uint64_t(code >> 64) * 0xc2b2ae3d27d4eb4fu); }
+inline uint64_t hash(unsigned __int128 code) {
+  return hash(uint64_t(code) ^ uint64_t(code >> 64) * 0xc2b2ae3d27d4eb4fu);
+}
 
 // Numbers codes in the order in which they come.
 template <typename Code>
@@ -105,8 +107,7 @@ class SimplexCache {
 void lattice_factors(const Features& features, float* factors) {
   const int d = features.count();
   for (int i = 0; i < d; ++i)
-    factors[i] =
-        float(std::sqrt(2.0 / 3) * (d + 1) / std::sqrt(double((i + 1) * (i + 2))) * features.scales[i]);
+    factors[i] = float(std::sqrt(2.0 / 3) * (d + 1) / std::sqrt(double((i + 1) * (i + 2))) * features.scales[i]);
 }
 
 // Consecutive pixels, of which a thread has at least enough to be worth waking it.
@@ -169,10 +170,7 @@ bool number_corners(const Features& features, const float* factors, int64_t begi
 }  // namespace
 
 Lattice::Lattice(const Features& features, const Parallel& parallel)
-    : d_(features.count()),
-      pixels_(features.pixels()),
-      corners_(pixels_ * (d_ + 1)),
-      touches_(pixels_ * (d_ + 1)) {
+    : d_(features.count()), pixels_(features.pixels()), corners_(pixels_ * (d_ + 1)), touches_(pixels_ * (d_ + 1)) {
   if (!build<uint64_t>(features, parallel)) build<unsigned __int128>(features, parallel);
   list_touches(parallel);
 }

@@ -83,5 +83,6 @@ TOCO_TARGET void slice_pixels(const A* lattice, const Share* corners, int count,
                               int64_t stride, int64_t begin, int64_t end) {
   const A alpha = 1 / (1 + A(1) / A(1 << (count - 1)));
   for (int64_t i = begin; i < end; ++i)
-    weighted_row(lattice, stride, corners + i * count, (const A*)nullptr, count, norms ? alpha * norms[i] : alpha, filtered + i * stride);
+    weighted_row(lattice, stride, corners + i * count, (const A*)nullptr, count, norms ? alpha * norms[i] : alpha,
+                 filtered + i * stride);
 }

@@ -122,9 +122,9 @@ void bilateral_filter_cpu(const A* values, Image image, A* filtered, EnergyOptio
   });
 }
 
-#define INSTANTIATE(A)                                                                                           \
-  template void mean_field_cpu<A>(const A*, A*, const std::vector<PairwiseTerm>&, int64_t, FilterKernel,         \
-                                  EnergyShape, const Parallel&);                                                 \
+#define INSTANTIATE(A)                                                                                                \
+  template void mean_field_cpu<A>(const A*, A*, const std::vector<PairwiseTerm>&, int64_t, FilterKernel, EnergyShape, \
+                                  const Parallel&);                                                                   \
   template void bilateral_filter_cpu<A>(const A*, Image, A*, EnergyOptions, EnergyShape, const Parallel&);
 INSTANTIATE(float)
 INSTANTIATE(double)

@@ -216,8 +216,6 @@ def bilateralfilter_batch(
         arrays.append(array)
     if not outs.flags.c_contiguous or not outs.flags.writeable:
         raise bad_value("outs", "be contiguous and writeable, to be written in place", "one that is not")
-    image, values = (
-        torch.from_numpy(np.array(array, np.float32).reshape(N, -1, H, W)) for array in arrays[:2]
-    )
+    image, values = (torch.from_numpy(np.array(array, np.float32).reshape(N, -1, H, W)) for array in arrays[:2])
     filtered = bilateral_filter(image, values, kernel=kernel, sigma_rgb=sigmargb, sigma_xy=sigmaxy)
     outs.reshape(N, K, H, W)[...] = (LATTICE_SHARE[kernel] * filtered).numpy()
