@@ -3,8 +3,8 @@
 // Padded rows are explained in refiner.h. The weights of a block lie together, (H, blocks, P, kLanes): one stream of
 // memory.
 
-#include "common/exp.h"
 #include "common/vector.h"
+#include "common/vector_exp.h"
 
 template <typename A>
 TOCO_TARGET void affinity_rows(const A* image, A* weights, const Plan& plan, int64_t begin, int64_t end) {

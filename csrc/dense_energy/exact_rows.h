@@ -1,7 +1,7 @@
 // The sum over all pairs for a few pixels, compiled once per instruction set (common/for_each_isa.h).
 
-#include "common/exp.h"
 #include "common/panels.h"
+#include "common/vector_exp.h"
 
 // filtered[i] for kPanel pixels from `first` on: affinities to kDepth pixels at a time, times their values.
 template <typename A>

@@ -167,6 +167,25 @@ bool number_corners(const Features& features, const float* factors, int64_t begi
   return true;
 }
 
+template <typename Code>
+Chains chains_along(const Numbering<Code>& numbering, Coding<Code> coding, int direction) {
+  const int64_t count = numbering.codes.size();
+  const Buffer<int32_t> next(count);
+  std::vector<bool> follows(count);
+  for (int64_t p = 0; p < count; ++p) {
+    next.data[p] = numbering.find(coding.next(numbering.codes[p], direction));
+    if (next.data[p] >= 0) follows[next.data[p]] = true;
+  }
+  Chains chains;
+  for (int64_t p = 0; p < count; ++p) {
+    if (follows[p] || next.data[p] < 0) continue;
+    chains.first.push_back(int32_t(chains.points.size()));
+    for (int32_t point = int32_t(p); point >= 0; point = next.data[point]) chains.points.push_back(point);
+  }
+  chains.first.push_back(int32_t(chains.points.size()));
+  return chains;
+}
+
 }  // namespace
 
 Lattice::Lattice(const Features& features, const Parallel& parallel)
@@ -202,19 +221,11 @@ bool Lattice::build(const Features& features, const Parallel& parallel) {
   });
 
   points_ = numbering.codes.size();
-  neighbours_ = std::make_unique<Buffer<int32_t>>(2 * (d_ + 1) * points_);
-  std::fill_n(neighbours_->data, 2 * (d_ + 1) * points_, int32_t(points_));
+  chains_.resize(d_ + 1);
   const Coding<Code> coding{d_};
-  parallel.loop(points_, 512, [&](int64_t begin, int64_t end, int) {
-    for (int direction = 0; direction <= d_; ++direction) {
-      int32_t* of_direction = neighbours_->data + 2 * direction * points_;
-      for (int64_t p = begin; p < end; ++p) {
-        const int32_t next = numbering.find(coding.next(numbering.codes[p], direction));
-        if (next < 0) continue;
-        of_direction[2 * p] = next;
-        of_direction[2 * next + 1] = int32_t(p);
-      }
-    }
+  parallel.loop(d_ + 1, grain_for(points_ * 8), [&](int64_t begin, int64_t end, int) {
+    for (int64_t direction = begin; direction < end; ++direction)
+      chains_[direction] = chains_along(numbering, coding, int(direction));
   });
   return true;
 }
@@ -252,27 +263,19 @@ void Lattice::list_touches(const Parallel& parallel) {
 
 template <typename A>
 void Lattice::filter(const A* values, A* filtered, const A* norms, int64_t stride, const Parallel& parallel) const {
-  const int64_t size = (points_ + 1) * stride;  // a row of zeros for neighbours that do not exist
-  const Buffer<A> one(size), other(size);
-  A *from = one.data, *to = other.data;
-  std::fill_n(from + points_ * stride, stride, A(0));
-  std::fill_n(to + points_ * stride, stride, A(0));
-
+  const Buffer<A> lattice(points_ * stride);
   // Some points are touched by many pixels: threads take the next few in turn.
   const int64_t few = points_ / 64 + 1, turns = (points_ + few - 1) / few;
   parallel.in_turn(turns, pixels_ * (d_ + 1) / turns * stride / 8, [&](int64_t turn, int) {
-    CALL_BEST_ISA(splat_points, values, first_->data, touches_.data, norms, from, stride, turn * few,
+    CALL_BEST_ISA(splat_points, values, first_->data, touches_.data, norms, lattice.data, stride, turn * few,
                   std::min(points_, (turn + 1) * few));
   });
-  for (int direction = 0; direction <= d_; ++direction) {
-    const int32_t* neighbours = neighbours_->data + 2 * direction * points_;
-    parallel.loop(points_, grain_for(stride / 2), [&](int64_t begin, int64_t end, int) {
-      CALL_BEST_ISA(blur_points, from, neighbours, to, stride, begin, end);
+  for (const Chains& chains : chains_)
+    parallel.loop(chains.first.size() - 1, grain_for(stride * 2), [&](int64_t begin, int64_t end, int) {
+      CALL_BEST_ISA(blur_chains, lattice.data, chains.points.data(), chains.first.data(), stride, begin, end);
     });
-    std::swap(from, to);
-  }
   parallel.loop(pixels_, grain_for(stride), [&](int64_t begin, int64_t end, int) {
-    CALL_BEST_ISA(slice_pixels, from, corners_.data, d_ + 1, norms, filtered, stride, begin, end);
+    CALL_BEST_ISA(slice_pixels, lattice.data, corners_.data, d_ + 1, norms, filtered, stride, begin, end);
   });
 }
 

@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <memory>
+#include <vector>
 
 #include "common/buffer.h"
 #include "common/parallel.h"
@@ -38,6 +39,12 @@ struct Share {
   float weight;
 };
 
+// The points that have neighbours along a direction, from one end to the other of each chain of them.
+struct Chains {
+  std::vector<int32_t> points;
+  std::vector<int32_t> first;  // (chains + 1): where each begins in `points`
+};
+
 class Lattice {
  public:
   Lattice(const Features& features, const Parallel& parallel);
@@ -58,10 +65,10 @@ class Lattice {
   const int d_;
   const int64_t pixels_;
   int64_t points_ = 0;
-  const Buffer<Share> corners_;                  // (pixels, d + 1): points
-  const Buffer<Share> touches_;                  // (pixels * (d + 1)): the pixels that touch a point, point by point
-  std::unique_ptr<Buffer<int32_t>> first_;       // (points + 1): where those of a point begin
-  std::unique_ptr<Buffer<int32_t>> neighbours_;  // (d + 1, points, 2); `points` where there is none
+  const Buffer<Share> corners_;             // (pixels, d + 1): points
+  const Buffer<Share> touches_;             // (pixels * (d + 1)): the pixels that touch a point, point by point
+  std::unique_ptr<Buffer<int32_t>> first_;  // (points + 1): where those of a point begin
+  std::vector<Chains> chains_;              // (d + 1): of each direction
 };
 
 }  // namespace toco

@@ -60,19 +60,56 @@ TOCO_TARGET void splat_points(const A* values, const int32_t* first, const Share
     weighted_row(values, stride, touches + first[p], norms, first[p + 1] - first[p], A(1), lattice + p * stride);
 }
 
-// to = from + (from at one neighbour + from at the other) / 2
-template <typename A>
-TOCO_TARGET void blur_points(const A* from, const int32_t* neighbours, A* to, int64_t stride, int64_t begin,
-                             int64_t end) {
+// Along one chain of points, in place: value + (value of the point before + value of the point after) / 2.
+template <typename A, int kVectors>
+TOCO_TARGET static inline void blur_chain(A* lattice, int64_t stride, const int32_t* points, int64_t count,
+                                          const int64_t* offsets) {
+  using V = typename Vector<A>::type;
   using U = typename Vector<A>::unaligned;
-  constexpr int kSize = Vector<A>::kSize;
-  for (int64_t p = begin; p < end; ++p) {
-    const A* one = from + neighbours[2 * p] * stride;
-    const A* other = from + neighbours[2 * p + 1] * stride;
-    for (int64_t begin = 0; begin < stride; begin += kSize) {
-      const int64_t c = std::min(begin, stride - kSize);
-      *(U*)(to + p * stride + c) =
-          *(const U*)(from + p * stride + c) + A(0.5) * (*(const U*)(one + c) + *(const U*)(other + c));
+  V before[kVectors] = {}, value[kVectors];
+#pragma GCC unroll 8
+  for (int v = 0; v < kVectors; ++v) value[v] = *(const U*)(lattice + points[0] * stride + offsets[v]);
+  for (int64_t t = 0; t < count; ++t) {
+    V after[kVectors] = {};
+    if (t + 1 < count)
+#pragma GCC unroll 8
+      for (int v = 0; v < kVectors; ++v) after[v] = *(const U*)(lattice + points[t + 1] * stride + offsets[v]);
+#pragma GCC unroll 8
+    for (int v = 0; v < kVectors; ++v) {
+      *(U*)(lattice + points[t] * stride + offsets[v]) = value[v] + A(0.5) * (before[v] + after[v]);
+      before[v] = value[v];
+      value[v] = after[v];
+    }
+  }
+}
+
+// Chains begin … end of a direction. Vectors that share channels belong to one call of blur_chain: what one of them has
+// changed would be changed again. So the vectors of a row are split evenly, never into all but one and one.
+template <typename A>
+TOCO_TARGET void blur_chains(A* lattice, const int32_t* points, const int32_t* first, int64_t stride, int64_t begin,
+                             int64_t end) {
+  constexpr int kSize = Vector<A>::kSize, kMost = 4;
+  const int64_t vectors = (stride + kSize - 1) / kSize, groups = (vectors + kMost - 1) / kMost;
+  for (int64_t chain = begin; chain < end; ++chain) {
+    const int32_t* of_chain = points + first[chain];
+    const int64_t count = first[chain + 1] - first[chain];
+    for (int64_t g = 0; g < groups; ++g) {
+      const int64_t from = vectors * g / groups, size = vectors * (g + 1) / groups - from;
+      int64_t offsets[kMost];
+      for (int v = 0; v < size; ++v) offsets[v] = std::min((from + v) * kSize, stride - kSize);
+      switch (size) {
+        case 1:
+          blur_chain<A, 1>(lattice, stride, of_chain, count, offsets);
+          break;
+        case 2:
+          blur_chain<A, 2>(lattice, stride, of_chain, count, offsets);
+          break;
+        case 3:
+          blur_chain<A, 3>(lattice, stride, of_chain, count, offsets);
+          break;
+        default:
+          blur_chain<A, 4>(lattice, stride, of_chain, count, offsets);
+      }
     }
   }
 }

@@ -3,8 +3,8 @@
 // `planes` hold a few pixels of one channel after the other; `rows` the channels of one pixel after the other
 // (lattice.h). Both have `stride` channels, of which those beyond the last are zero.
 
-#include "common/exp.h"
 #include "common/panels.h"
+#include "common/vector_exp.h"
 
 template <typename A>
 TOCO_TARGET void rows_to_planes(const A* rows, int64_t stride, int64_t count, A* planes, int64_t plane_stride) {

@@ -1,4 +1,4 @@
-// Exponentials of whole vectors; included by files that are compiled once per instruction set, with common/vector.h.
+// Exponentials of whole vectors; included by files that are compiled once per instruction set, after common/vector.h.
 
 // e^x for x <= 0, to about one rounding: 2^n times a polynomial on [-log(2)/2, log(2)/2] (Cephes).
 TOCO_TARGET static inline void exp_nonpositive(Vector<float>::type& x) {
