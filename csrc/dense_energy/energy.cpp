@@ -30,9 +30,9 @@ void load_planes(const T* maps, int64_t map_stride, int64_t channels, int64_t co
 template <typename A>
 struct Axis {
   int64_t from, to, most = 0;
-  Buffer<int64_t> near, far;                // (to)
+  Buffer<int32_t> near, far;                // (to)
   Buffer<A> share;                          // (to): of far
-  std::unique_ptr<Buffer<int64_t>> source;  // (most, from)
+  std::unique_ptr<Buffer<int32_t>> source;  // (most, from)
   std::unique_ptr<Buffer<A>> weight;        // (most, from), 0 where there are fewer
 
   Axis(int64_t from, int64_t to) : from(from), to(to), near(to), far(to), share(to) {
@@ -40,10 +40,10 @@ struct Axis {
     std::fill_n(received.data, from, 0);
     for (int64_t i = 0; i < to; ++i) {
       const Between<A> at = between<A>(i, from, to);
-      near.data[i] = at.near, far.data[i] = at.far, share.data[i] = at.share;
+      near.data[i] = int32_t(at.near), far.data[i] = int32_t(at.far), share.data[i] = at.share;
       most = std::max({most, ++received.data[at.near], ++received.data[at.far]});
     }
-    source = std::make_unique<Buffer<int64_t>>(most * from);
+    source = std::make_unique<Buffer<int32_t>>(most * from);
     weight = std::make_unique<Buffer<A>>(most * from);
     std::fill_n(source->data, most * from, 0);
     std::fill_n(weight->data, most * from, A(0));
@@ -57,7 +57,7 @@ struct Axis {
  private:
   void receive(int64_t* received, int64_t at, int64_t i, A share) {
     const int64_t slot = received[at]++ * from + at;
-    source->data[slot] = i;
+    source->data[slot] = int32_t(i);
     weight->data[slot] = share;
   }
 };
@@ -180,7 +180,7 @@ class EnergyOfImage {
             for (int64_t x = 0; x < s_.width; ++x) out[x] = 0;
             for (int64_t k = 0; k < x_axis.most; ++k) {
               const A* weight = x_axis.weight->data + k * s_.width;
-              const int64_t* source = x_axis.source->data + k * s_.width;
+              const int32_t* source = x_axis.source->data + k * s_.width;
               for (int64_t x = 0; x < s_.width; ++x) out[x] += weight[x] * mixed[source[x]];
             }
           }
