@@ -27,6 +27,14 @@ ROOMS = {  # one folder per operator, and what it adds to the public API
         "segmentation_loss",
     ),
     "class_contrast": ("ClassTokenContrastLoss", "class_token_contrast", "update_ema_"),
+    "dense_energy": (
+        "DenseCRF",
+        "DenseEnergyLoss",
+        "bilateral_filter",
+        "dense_crf",
+        "dense_energy",
+        "dense_energy_from_logits",
+    ),
     "patch_contrast": (
         "PatchContrastiveErrorLoss",
         "PatchTokenContrastLoss",
@@ -56,6 +64,12 @@ if TYPE_CHECKING:
     from .class_contrast import ClassTokenContrastLoss as ClassTokenContrastLoss
     from .class_contrast import class_token_contrast as class_token_contrast
     from .class_contrast import update_ema_ as update_ema_
+    from .dense_energy import DenseCRF as DenseCRF
+    from .dense_energy import DenseEnergyLoss as DenseEnergyLoss
+    from .dense_energy import bilateral_filter as bilateral_filter
+    from .dense_energy import dense_crf as dense_crf
+    from .dense_energy import dense_energy as dense_energy
+    from .dense_energy import dense_energy_from_logits as dense_energy_from_logits
     from .patch_contrast import PatchContrastiveErrorLoss as PatchContrastiveErrorLoss
     from .patch_contrast import PatchTokenContrastLoss as PatchTokenContrastLoss
     from .patch_contrast import patch_contrastive_error as patch_contrastive_error

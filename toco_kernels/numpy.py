@@ -9,13 +9,22 @@ from collections.abc import Sequence
 import numpy as np
 
 from .common.errors import bad_type, bad_value, integer, number
+from .numpy_crf import DenseCRF2D, dense_crf, unary_from_labels, unary_from_softmax
 
 try:
     from . import _numpy
 except ImportError:
     _numpy = None
 
-__all__ = ["affinity_refine", "class_token_contrast", "topk_pool"]
+__all__ = [
+    "DenseCRF2D",
+    "affinity_refine",
+    "class_token_contrast",
+    "dense_crf",
+    "topk_pool",
+    "unary_from_labels",
+    "unary_from_softmax",
+]
 
 
 def _check_array(array: np.ndarray, argument: str, ndim: int, shape: str) -> None:

@@ -8,9 +8,7 @@
 #include <cstdlib>
 #include <new>
 
-#if defined(__linux__)
-#include <sys/mman.h>
-#endif
+#include "common/huge_pages.h"
 
 namespace toco {
 
@@ -56,7 +54,7 @@ class KeptBlocks {
  private:
   static constexpr size_t kKept = size_t(256) << 20;
   std::atomic_flag busy_ = ATOMIC_FLAG_INIT;
-  static constexpr int kSlots = 8;
+  static constexpr int kSlots = 32;  // twice what a call of a kernel gives back
   Block blocks_[kSlots];
   int next_ = 0;  // the oldest
   size_t kept_ = 0;
@@ -80,9 +78,7 @@ class Buffer {
       block_.size = (bytes + alignment) / alignment * alignment;
       block_.data = std::aligned_alloc(alignment, block_.size);
       if (!block_.data) throw std::bad_alloc();
-#if defined(__linux__)
-      if (alignment == kHugePage) madvise(block_.data, block_.size, MADV_HUGEPAGE);
-#endif
+      prefer_huge_pages(block_.data, block_.size);
     }
     data = static_cast<T*>(block_.data);
   }

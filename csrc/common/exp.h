@@ -1,5 +1,4 @@
-// Exponentials of whole vectors; included, in place of common/vector.h, by files that are compiled once per instruction
-// set.
+// Exponentials of whole vectors; included by files that are compiled once per instruction set.
 
 #include "common/vector.h"
 

@@ -5,8 +5,9 @@
 //     …
 //     CALL_BEST_ISA(rows, arguments…);
 //
-// The file has no include guard and includes only others of its kind (common/vector.h, common/panels.h). Its functions
-// are declared TOCO_TARGET, live in a namespace of the instruction set, and work on vectors of kVectorBytes.
+// The file has no include guard and includes only others of its kind (common/vector.h, common/panels.h). What several of
+// them include is guarded by a name that is forgotten below. Its functions are declared TOCO_TARGET, live in a namespace
+// of the instruction set, and work on vectors of kVectorBytes.
 #include "common/simd.h"
 
 #define TOCO_TARGET
@@ -15,6 +16,7 @@ constexpr int kVectorBytes = 16;
 #include TOCO_PER_ISA
 }  // namespace toco::portable
 #undef TOCO_TARGET
+#undef TOCO_VECTOR_H
 
 #if defined(__x86_64__)
 #define TOCO_TARGET __attribute__((target("avx2,fma,f16c")))
@@ -23,6 +25,7 @@ constexpr int kVectorBytes = 32;
 #include TOCO_PER_ISA
 }  // namespace toco::avx2
 #undef TOCO_TARGET
+#undef TOCO_VECTOR_H
 
 #define TOCO_TARGET __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")))
 namespace toco::avx512 {
@@ -30,6 +33,7 @@ constexpr int kVectorBytes = 64;
 #include TOCO_PER_ISA
 }  // namespace toco::avx512
 #undef TOCO_TARGET
+#undef TOCO_VECTOR_H
 
 #define CALL_BEST_ISA(function, ...)   \
   switch (isa_in_use()) {              \

@@ -26,4 +26,11 @@ struct Parallel {
   }
 };
 
+// For work within an iteration of another loop.
+inline Parallel one_thread() {
+  return {1, [](int64_t size, int64_t, const Body& body) {
+            if (size) body(0, size, 0);
+          }};
+}
+
 }  // namespace toco

@@ -1,4 +1,6 @@
 // Vectors as wide as the instruction set has them; included by files that are compiled once per instruction set.
+#ifndef TOCO_VECTOR_H  // common/for_each_isa.h forgets it
+#define TOCO_VECTOR_H
 
 template <typename A>
 struct Vector {
@@ -6,3 +8,5 @@ struct Vector {
   typedef A unaligned __attribute__((vector_size(kVectorBytes), aligned(sizeof(A))));
   static constexpr int kSize = kVectorBytes / sizeof(A);
 };
+
+#endif

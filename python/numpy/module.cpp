@@ -4,11 +4,13 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <optional>
 #include <vector>
 
 #include "affinity_refine/affinity_refine.h"
 #include "class_contrast/class_contrast.h"
+#include "dense_energy/dense_energy.h"
 #include "threads.h"
 #include "topk_pool/topk_pool.h"
 
@@ -66,11 +68,48 @@ static Array<T> topk_pool(const Array<T>& scores, int64_t k, const std::optional
   return pooled;
 }
 
+// `terms` are tuples: an image (B, 3, H, W) of float for the lattice and T for the exact kernel, or None; 1 / sigma of
+// x, y and the colours; the weight.
+template <typename T>
+static Array<T> mean_field(const Array<T>& unary, const std::vector<py::tuple>& terms, int64_t iterations, bool exact,
+                           int threads) {
+  const toco::EnergyShape shape{unary.shape(0), unary.shape(1), unary.shape(2),
+                                unary.shape(3), unary.shape(2), unary.shape(3)};
+  std::vector<py::object> images;  // kept alive
+  std::vector<toco::PairwiseTerm> pairwise;
+  for (const py::tuple& term : terms) {
+    toco::PairwiseTerm p{nullptr, {}, term[2].cast<double>()};
+    const auto scales = term[1].cast<std::vector<double>>();
+    std::copy(scales.begin(), scales.end(), p.scales);
+    if (!term[0].is_none()) {
+      if (exact) {
+        const Array<T> image = term[0].cast<Array<T>>();
+        images.push_back(image), p.image = image.data();
+      } else {
+        const Array<float> image = term[0].cast<Array<float>>();
+        images.push_back(image), p.image = image.data();
+      }
+    }
+    pairwise.push_back(p);
+  }
+  Array<T> q({shape.batch, shape.classes, shape.height, shape.width});
+  {
+    const T* u = unary.data();
+    T* out = q.mutable_data();
+    const auto kernel = exact ? toco::FilterKernel::kExact : toco::FilterKernel::kLattice;
+    py::gil_scoped_release release;
+    toco::mean_field_cpu(u, out, pairwise, iterations, kernel, shape, toco::threads(threads));
+  }
+  return q;
+}
+
 PYBIND11_MODULE(_numpy, m) {
   m.def("affinity_refine", &affinity_refine<float>);
   m.def("affinity_refine", &affinity_refine<double>);
   m.def("class_token_contrast", &class_token_contrast<float>);
   m.def("class_token_contrast", &class_token_contrast<double>);
+  m.def("mean_field", &mean_field<float>);
+  m.def("mean_field", &mean_field<double>);
   m.def("topk_pool", &topk_pool<float>);
   m.def("topk_pool", &topk_pool<double>);
 }

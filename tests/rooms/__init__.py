@@ -13,6 +13,7 @@ from .cam import (
 )
 from .cam_training import CROP_UNCERTAIN, SEGMENTATION_LOSS, crop_inputs
 from .class_contrast import CLASS_CONTRAST, class_contrast_inputs
+from .dense_energy import DENSE_ENERGY, crf_inputs, energy_inputs, logit_inputs
 from .patch_contrast import PATCH_CONTRASTIVE_ERROR, PATCH_TOKEN_CONTRAST, error_inputs, token_inputs
 from .room import Room, needs_kernel
 from .topk_pool import LINEAR_TOPK_POOL, TOPK_POOL, linear_inputs, own_counts, pool_inputs
@@ -27,6 +28,7 @@ ROOMS = [
     MERGE_CAMS,
     MERGE_CAMS_TO_LABELS,
     MERGE_CAMS_TO_ROI,
+    *DENSE_ENERGY,
     PATCH_CONTRASTIVE_ERROR,
     PATCH_TOKEN_CONTRAST,
     REFINE_CAM_LABELS,
@@ -41,6 +43,7 @@ __all__ = [
     "CAM_TO_ROI",
     "CLASS_CONTRAST",
     "CROP_UNCERTAIN",
+    "DENSE_ENERGY",
     "LINEAR_TOPK_POOL",
     "MERGE_CAMS",
     "MERGE_CAMS_TO_LABELS",
@@ -54,10 +57,13 @@ __all__ = [
     "Room",
     "cam_inputs",
     "class_contrast_inputs",
+    "crf_inputs",
     "crop_inputs",
+    "energy_inputs",
     "error_inputs",
     "label_inputs",
     "linear_inputs",
+    "logit_inputs",
     "map_inputs",
     "needs_kernel",
     "own_counts",

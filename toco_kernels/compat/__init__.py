@@ -10,6 +10,13 @@ from .cams import (
     multi_scale_cam,
     multi_scale_cam2,
 )
+from .energy import (
+    DenseEnergyLoss,
+    DenseEnergyLossFunction,
+    bilateralfilter,
+    bilateralfilter_batch,
+    get_energy_loss,
+)
 from .losses import (
     CTCLoss_neg,
     cams_to_affinity_label,
@@ -25,11 +32,16 @@ __all__ = [
     "PAR",
     "AffinityMask",
     "CTCLoss_neg",
+    "DenseEnergyLoss",
+    "DenseEnergyLossFunction",
+    "bilateralfilter",
+    "bilateralfilter_batch",
     "cam_to_label",
     "cam_to_roi_mask2",
     "cams_to_affinity_label",
     "crop_from_roi_neg",
     "get_aff_loss",
+    "get_energy_loss",
     "get_masked_ptc_loss",
     "get_seg_loss",
     "get_valid_cam",

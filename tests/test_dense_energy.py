@@ -1,0 +1,194 @@
+"""What is particular to dense_energy; the rest is in test_contract.py."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from rooms import energy_inputs, logit_inputs
+from torch import nn
+
+import toco_kernels.numpy
+from toco_kernels import (
+    DenseCRF,
+    DenseEnergyLoss,
+    bilateral_filter,
+    compat,
+    dense_crf,
+    dense_energy,
+    dense_energy_from_logits,
+)
+from toco_kernels._library import NOT_LOADED
+from toco_kernels.testing import reference_only
+
+MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
+
+
+def golden(name, device="cpu"):
+    """What the authors' code returns."""
+    arrays = np.load(Path(__file__).parent / "golden" / f"{name}.npz")
+    return {name: torch.from_numpy(arrays[name]).to(device) for name in arrays}
+
+
+def relative(actual, expected):
+    return ((actual - expected).abs().max() / expected.abs().max()).item()
+
+
+@pytest.mark.parametrize("wrap", [reference_only, torch.no_grad], ids=["reference", "kernel"])
+@pytest.mark.parametrize("kernel", ["lattice", "exact"])
+def test_golden_filter(kernel, wrap, device):
+    theirs = golden("dense_energy", device)
+    sigmas = {name: theirs[name].item() for name in ("sigma_rgb", "sigma_xy")}
+    with wrap():
+        actual = bilateral_filter(theirs["image"], theirs["probabilities"], kernel=kernel, **sigmas)
+    assert relative(actual, theirs[kernel]) < 1e-6
+    assert ((actual - theirs[kernel]) / theirs[kernel]).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("wrap", [reference_only, torch.enable_grad], ids=["reference", "kernel"])
+def test_golden_loss(wrap, device):
+    theirs = golden("energy_loss", device)
+    image = theirs["image"] * torch.tensor(STD, device=device)[:, None, None]
+    image += torch.tensor(MEAN, device=device)[:, None, None]
+    logits = theirs["logits"].requires_grad_()
+    with wrap():
+        energy = dense_energy_from_logits(image, logits, theirs["labels"], theirs["boxes"], kernel="lattice")
+    (1e-7 * energy).backward()
+    assert 1e-7 * energy.item() == pytest.approx(theirs["loss"].item(), rel=1e-6)
+    assert relative(logits.grad, theirs["grad_logits"]) < 1e-5
+
+
+def test_exact_gradient_where_nothing_is_gated(device):
+    """Where all pixels count and none has a label, the gate is constant, and the published gradient the derivative."""
+    inputs = energy_inputs("exact", 2, 3, 4, 5, roi=torch.ones(2, 4, 5), unlabeled=torch.ones(2, 4, 5))
+    inputs = {name: value.to(device) if isinstance(value, torch.Tensor) else value for name, value in inputs.items()}
+    probabilities = inputs.pop("probabilities").requires_grad_()
+    assert torch.autograd.gradcheck(lambda p: dense_energy(probabilities=p, **inputs), (probabilities,))
+
+
+@pytest.mark.parametrize("boxes", ["tensor", "list"])
+def test_compat_golden(boxes, device):
+    """The published names and argument order, with labels and boxes that lie elsewhere."""
+    theirs = golden("energy_loss")
+    logits = theirs["logits"].to(device).requires_grad_()
+    box = theirs["boxes"] if boxes == "tensor" else theirs["boxes"].tolist()
+    layer = compat.DenseEnergyLoss(1e-7, 15, 100, 0.5)
+    loss = compat.get_energy_loss(theirs["image"].to(device), logits, theirs["labels"], box, layer)
+    assert loss.shape == theirs["loss"].shape
+    assert loss.device == logits.device
+    assert loss.item() == pytest.approx(theirs["loss"].item(), rel=1e-6)
+    loss.backward()
+    assert relative(logits.grad.cpu(), theirs["grad_logits"]) < 1e-5
+
+
+class Unknown(nn.Module):
+    """A loss layer that is not ours: it gets what the published code passes."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, images, segmentations, ROIs, seg_label):
+        assert seg_label.dtype == torch.uint8
+        assert seg_label.shape == (len(images), 1, *images.shape[2:])
+        return self.layer(images, segmentations, ROIs, seg_label)
+
+
+@pytest.mark.parametrize("kernel", ["lattice", "exact"])
+@pytest.mark.parametrize("boxed", [True, False])
+def test_compat_layer_on_probabilities(kernel, boxed, device):
+    """The layer called as published gives what the fused operator gives."""
+    theirs = golden("energy_loss", device)
+    layer = compat.DenseEnergyLoss(1e-7, 15, 100, 0.5, kernel=kernel)
+    box = theirs["boxes"] if boxed else None
+    fused, grads = [], []
+    for loss_layer in (layer, Unknown(layer)):
+        logits = theirs["logits"].clone().requires_grad_()
+        fused.append(compat.get_energy_loss(theirs["image"], logits, theirs["labels"], box, loss_layer))
+        grads.append(torch.autograd.grad(fused[-1], logits)[0])
+    torch.testing.assert_close(fused[0], fused[1])
+    assert relative(grads[0], grads[1]) < 1e-5
+
+
+def test_compat_scales_the_exact_kernel():
+    """So that a weight tuned on the lattice keeps its meaning on photographs; on noise the two differ by more."""
+    theirs = {name: array.numpy() for name, array in golden("dense_energy").items()}
+    filtered = {kernel: np.zeros(5 * 44 * 60, np.float32) for kernel in ("lattice", "exact")}
+    for kernel, out in filtered.items():
+        arguments = theirs["image"], theirs["probabilities"], out, 1, 5, 44, 60, 15.0, 50.0
+        compat.bilateralfilter_batch(*arguments, kernel)
+    assert filtered["exact"].sum() == pytest.approx(filtered["lattice"].sum(), rel=0.05)
+    assert np.linalg.norm(filtered["exact"] - filtered["lattice"]) < 0.1 * np.linalg.norm(filtered["lattice"])
+
+
+def test_compat_bilateralfilter():
+    """The extension's buffers, written in place; the number of threads stays."""
+    theirs = {name: array.numpy() for name, array in golden("dense_energy").items()}
+    image, values = theirs["image"].flatten(), theirs["probabilities"].flatten()
+    out, threads = np.zeros_like(values), torch.get_num_threads()
+    compat.bilateralfilter_batch(image, values, out, 1, 5, 44, 60, 15.0, 50.0)
+    np.testing.assert_allclose(out.reshape(1, 5, 44, 60), theirs["lattice"], rtol=1e-5)
+    assert torch.get_num_threads() == threads
+    compat.bilateralfilter_batch(image, values, out, 1, 5, 44, 60, 15.0, 50.0, "exact")
+    np.testing.assert_allclose(out.reshape(1, 5, 44, 60), 0.6 * theirs["exact"], rtol=1e-5)
+    one = np.zeros(44 * 60, np.float32)
+    compat.bilateralfilter(image, values[: 44 * 60], one, 44, 60, 15.0, 50.0)
+    np.testing.assert_allclose(one.reshape(44, 60), theirs["lattice"][0, 0], rtol=1e-5)
+    with pytest.raises(ValueError, match=r"^outs must have 13200 numbers, got 2640"):
+        compat.bilateralfilter_batch(image, values, one, 1, 5, 44, 60, 15.0, 50.0)
+    with pytest.raises(TypeError, match=r"^ins must be a float32"):
+        compat.bilateralfilter_batch(image, values.astype(np.float64), out, 1, 5, 44, 60, 15.0, 50.0)
+    with pytest.raises(ValueError, match=r"^outs must be contiguous"):
+        compat.bilateralfilter(image, values[: 44 * 60], np.zeros(2 * 44 * 60, np.float32)[::2], 44, 60, 15.0, 50.0)
+
+
+def test_modules():
+    inputs = logit_inputs("lattice")
+    options = {name: inputs.pop(name) for name in ("scale_factor", "sigma_rgb", "sigma_xy")}
+    kernel = inputs.pop("kernel")
+    energy = dense_energy_from_logits(**inputs, kernel=kernel, **options)
+    module = DenseEnergyLoss(kernel, weight=0.25, **options)
+    assert torch.equal(module(**inputs), 0.25 * energy)
+    assert repr(module) == (
+        "DenseEnergyLoss(kernel='lattice', weight=0.25, sigma_rgb=15.0, sigma_xy=10.0, scale_factor=0.5)"
+    )
+    crf = DenseCRF("exact", iterations=2, gaussian=(1, 3), bilateral=(67, 3, 4))
+    maps = inputs["image"], inputs["logits"].softmax(1)
+    expected = dense_crf(*maps, kernel="exact", iterations=2, gaussian=(1, 3), bilateral=(67, 3, 4))
+    assert torch.equal(crf(*maps), expected)
+    assert repr(crf) == "DenseCRF(kernel='exact', iterations=2, gaussian=[1.0, 3.0], bilateral=[67.0, 3.0, 4.0])"
+    with pytest.raises(ValueError, match=r"^kernel must be 'lattice' or 'exact', got 'gauss'"):
+        DenseCRF("gauss")
+    with pytest.raises(ValueError, match=r"^scale_factor must be positive, got 0"):
+        DenseEnergyLoss("lattice", scale_factor=0)
+
+
+def test_exact_kernel_refuses_minutes():
+    """Before it starts: 375 x 500 pixels are 3.5e10 pairs."""
+    image, probabilities = torch.zeros(1, 3, 375, 500), torch.full((1, 21, 375, 500), 1 / 21)
+    if "_torch_cpu" in NOT_LOADED:
+        pytest.skip("no CPU kernels here")
+    with pytest.raises(RuntimeError, match=r"exact kernel .* would take minutes .* 1 x 375 x 500 .* kernel='lattice'"):
+        dense_crf(image, probabilities, kernel="exact")
+    with pytest.raises(RuntimeError, match=r"exact kernel .* would take minutes"):
+        toco_kernels.numpy.dense_crf(image.numpy(), probabilities.numpy(), kernel="exact")
+
+
+def test_lattice_memory_is_linear():
+    """An image 3000 pixels wide: a few hundred bytes for each pixel and class, not for each pair of pixels."""
+    generator = torch.Generator().manual_seed(0)
+    image = torch.rand(1, 3, 40, 50, generator=generator).repeat(1, 1, 5, 60) * 255
+    values = torch.rand(1, 2, 200, 3000, generator=generator)
+    with reference_only():
+        expected = bilateral_filter(image[..., :500], values[..., :500], kernel="lattice")
+    assert relative(bilateral_filter(image[..., :500], values[..., :500], kernel="lattice"), expected) < 1e-6
+    assert bilateral_filter(image, values, kernel="lattice").isfinite().all()
+
+
+def test_colours_beyond_the_lattice_are_not_numbers():
+    """Where float32 has no digits left to interpolate with, the result says so instead of being arbitrary."""
+    image, values = torch.zeros(1, 3, 2, 2), torch.ones(1, 1, 2, 2)
+    image[0, 0, 0, 0] = 1e9
+    assert bilateral_filter(image, values, kernel="lattice", sigma_rgb=1.0).isnan().all()
+    image[0, 0, 0, 0] = 1e5  # far apart, but numbers
+    assert bilateral_filter(image, values, kernel="lattice", sigma_rgb=1.0).isfinite().all()
