@@ -5,9 +5,9 @@
 //     …
 //     CALL_BEST_ISA(rows, arguments…);
 //
-// The file has no include guard and includes only others of its kind (common/vector.h, common/panels.h). What several of
-// them include is guarded by a name that is forgotten below. Its functions are declared TOCO_TARGET, live in a namespace
-// of the instruction set, and work on vectors of kVectorBytes.
+// The file has no include guard and includes only others of its kind (common/vector.h, common/panels.h). What several
+// of them include is guarded by a name that is forgotten below. Its functions are declared TOCO_TARGET, live in a
+// namespace of the instruction set, and work on vectors of kVectorBytes.
 #include "common/simd.h"
 
 #define TOCO_TARGET
