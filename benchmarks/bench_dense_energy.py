@@ -23,13 +23,17 @@ from toco_kernels.testing import reference_only
 
 
 def photograph(generator, height, width):
-    """Regions of a colour, shading and noise: as many points of the lattice as photographs have, some 10 000."""
+    """Regions of a colour, shading and noise: as many points of the lattice as photographs have, or a few more.
+
+    At 224 x 224 with sigmas of 15 and 50 there are 7900 (photographs of VOC: 4500 to 6800), at 375 x 500 with 3 and 67
+    there are 254 000 (photographs: 113 000 to 312 000).
+    """
     colours = torch.rand(24, 3, generator=generator) * 255
     centres = torch.rand(24, 2, generator=generator) * torch.tensor([height, width])
     pixels = torch.cartesian_prod(torch.arange(height), torch.arange(width)).float()
     image = colours[torch.cdist(pixels, centres).argmin(1)].T.reshape(1, 3, height, width)
     shading = F.interpolate(torch.randn(1, 3, 7, 7, generator=generator) * 25, (height, width), mode="bicubic")
-    return (image + shading + torch.randn(image.shape, generator=generator) * 7).clamp(0, 255).round()
+    return (image + shading + torch.randn(image.shape, generator=generator) * 5).clamp(0, 255).round()
 
 
 def smooth(generator, batch, classes, height, width):

@@ -183,13 +183,16 @@ Chains chains_along(const Numbering<Code>& numbering, Coding<Code> coding, int d
     for (int32_t point = int32_t(p); point >= 0; point = next.data[point]) chains.points.push_back(point);
   }
   chains.first.push_back(int32_t(chains.points.size()));
+  chains.points.resize(chains.points.size() + kAhead);
   return chains;
 }
 
 }  // namespace
 
 Lattice::Lattice(const Features& features, const Parallel& parallel)
-    : d_(features.count()), pixels_(features.pixels()), corners_(pixels_ * (d_ + 1)), touches_(pixels_ * (d_ + 1)) {
+    : d_(features.count()), pixels_(features.pixels()), corners_(pixels_ * (d_ + 1) + kAhead), touches_(pixels_ * (d_ + 1) + kAhead) {
+  std::fill_n(corners_.data + pixels_ * (d_ + 1), kAhead, Share{});
+  std::fill_n(touches_.data + pixels_ * (d_ + 1), kAhead, Share{});
   if (!build<uint64_t>(features, parallel)) build<unsigned __int128>(features, parallel);
   list_touches(parallel);
 }

@@ -39,9 +39,11 @@ struct Share {
   float weight;
 };
 
+constexpr int kAhead = 16;  // rows to fetch before they are needed
+
 // The points that have neighbours along a direction, from one end to the other of each chain of them.
 struct Chains {
-  std::vector<int32_t> points;
+  std::vector<int32_t> points;  // and kAhead more, to look ahead at
   std::vector<int32_t> first;  // (chains + 1): where each begins in `points`
 };
 

@@ -15,6 +15,9 @@ TOCO_TARGET static inline void weighted_rows(const A* rows, int64_t stride, cons
     const A* row = rows + shares[t].row * stride;
     A weight = A(shares[t].weight);
     if (norms) weight *= norms[shares[t].row];
+    const A* ahead = rows + shares[t + kAhead].row * stride;
+#pragma GCC unroll 8
+    for (int v = 0; v < kVectors; ++v) __builtin_prefetch(ahead + offsets[v]);
 #pragma GCC unroll 8
     for (int v = 0; v < kVectors; ++v) sums[v] += weight * *(const U*)(row + offsets[v]);
   }
@@ -60,6 +63,13 @@ TOCO_TARGET void splat_points(const A* values, const int32_t* first, const Share
     weighted_row(values, stride, touches + first[p], norms, first[p + 1] - first[p], A(1), lattice + p * stride);
 }
 
+// Rows that will be wanted soon: they lie anywhere, and no hardware guesses where.
+template <typename A>
+TOCO_TARGET static inline void prefetch_row(const A* row, int64_t stride) {
+  for (int64_t c = 0; c < stride; c += 64 / sizeof(A)) __builtin_prefetch(row + c, 1);
+  __builtin_prefetch(row + stride - 1, 1);
+}
+
 // Along one chain of points, in place: value + (value of the point before + value of the point after) / 2.
 template <typename A, int kVectors>
 TOCO_TARGET static inline void blur_chain(A* lattice, int64_t stride, const int32_t* points, int64_t count,
@@ -70,6 +80,7 @@ TOCO_TARGET static inline void blur_chain(A* lattice, int64_t stride, const int3
 #pragma GCC unroll 8
   for (int v = 0; v < kVectors; ++v) value[v] = *(const U*)(lattice + points[0] * stride + offsets[v]);
   for (int64_t t = 0; t < count; ++t) {
+    prefetch_row(lattice + points[t + kAhead] * stride, stride);
     V after[kVectors] = {};
     if (t + 1 < count)
 #pragma GCC unroll 8

@@ -119,6 +119,9 @@ TOCO_TARGET void energy_of_rows(const A* values, A* filtered, int64_t stride, in
 }
 
 // One step of mean field for `count` pixels: q = softmax(logits + sum over terms of weight * filtered).
+//
+// What whole vectors leave of a row is in one more, which ends with it (lattice.h): it repeats channels, or has lanes
+// that are none.
 template <typename A>
 TOCO_TARGET void mean_field_rows(const A* logits, const A* const* filtered, const A* weights, int terms, A* q,
                                  int64_t stride, int64_t channels, int64_t count) {
@@ -127,49 +130,52 @@ TOCO_TARGET void mean_field_rows(const A* logits, const A* const* filtered, cons
   typedef std::conditional_t<sizeof(A) == 4, int32_t, int64_t> Index;
   typedef Index I __attribute__((vector_size(kVectorBytes)));
   constexpr int kSize = Vector<A>::kSize;
-  const int64_t last = stride - kSize, seen = (stride + kSize - 1) / kSize * kSize - stride;
-  I real, fresh;  // lanes of the last vector that are channels, and not of the vector before it
-  for (int l = 0; l < kSize; ++l) real[l] = l < channels ? -1 : 0, fresh[l] = l >= seen ? real[l] : 0;
+  const int64_t whole = channels / kSize * kSize, last = stride - kSize;
+  I real, fresh;  // lanes of the last vector that are channels, and in no whole vector
+  for (int l = 0; l < kSize; ++l) real[l] = last + l < channels ? -1 : 0, fresh[l] = last + l >= whole ? real[l] : 0;
+
+  const auto logit_at = [&](int64_t at) TOCO_INLINE {
+    V logit = *(const U*)(logits + at);
+    for (int t = 0; t < terms; ++t) logit += weights[t] * *(const U*)(filtered[t] + at);
+    return logit;
+  };
+  const auto exponential = [](V e) TOCO_INLINE {
+    exp_nonpositive(e);
+    return e < A(kNothing) ? V{} : e;
+  };
 
   for (int64_t x = 0; x < count; x += kSize) {
     const int pixels = std::min<int64_t>(kSize, count - x);
-    V largest[kSize], sums[kSize] = {};
+    V largest[kSize], sums[kSize] = {}, lasts[kSize];
     for (int r = 0; r < kSize; ++r) {
       const int64_t at = (x + std::min(r, pixels - 1)) * stride;
-      largest[r] = V{} - A(1e30);
-      for (int64_t begin = 0; begin < stride; begin += kSize) {
-        const int64_t c = std::min(begin, last);
-        V logit = *(const U*)(logits + at + c);
-        for (int t = 0; t < terms; ++t) logit += weights[t] * *(const U*)(filtered[t] + at + c);
-        logit = real ? logit : V{} - A(1e30);
+      lasts[r] = logit_at(at + last);
+      largest[r] = real ? lasts[r] : V{} - A(1e30);
+      for (int64_t c = 0; c < whole; c += kSize) {
+        const V logit = logit_at(at + c);
         largest[r] = logit < largest[r] ? largest[r] : logit;
-        if (r < pixels) *(U*)(q + at + c) = logit;
+        *(U*)(q + at + c) = logit;
       }
     }
     transpose<A>(largest);
     for (int r = 1; r < kSize; ++r) largest[0] = largest[r] < largest[0] ? largest[0] : largest[r];
-    for (int r = 0; r < pixels; ++r)
-      for (int64_t begin = 0; begin < stride; begin += kSize) {
-        U* at = (U*)(q + (x + r) * stride + std::min(begin, last));
-        if (begin > last && begin < stride) {  // lanes that the vector before has turned into exponentials already
-          V e = (V)*at - largest[0][r];
-          exp_nonpositive(e);
-          e = e < A(kNothing) ? V{} : e;
-          e = fresh ? e : (V)*at;
-          sums[r] += fresh ? e : V{};
-          *at = e;
-        } else {
-          V e = *at - largest[0][r];
-          exp_nonpositive(e);
-          e = e < A(kNothing) ? V{} : e;
-          e = real ? e : V{};
-          sums[r] += e;
-          *at = e;
-        }
+    for (int r = 0; r < pixels; ++r) {
+      const A most = largest[0][r];
+      lasts[r] = exponential(lasts[r] - most);
+      sums[r] = fresh ? lasts[r] : V{};
+      for (int64_t c = 0; c < whole; c += kSize) {
+        U& at = *(U*)(q + (x + r) * stride + c);
+        at = exponential(at - most);
+        sums[r] += at;
       }
+    }
     transpose<A>(sums);
     for (int r = 1; r < kSize; ++r) sums[0] += sums[r];
-    for (int r = 0; r < pixels; ++r)
-      for (int64_t c = 0; c < stride; ++c) q[(x + r) * stride + c] /= sums[0][r];
+    const V shares = 1 / sums[0];
+    for (int r = 0; r < pixels; ++r) {
+      A* row = q + (x + r) * stride;
+      for (int64_t c = 0; c < whole; c += kSize) *(U*)(row + c) *= shares[r];
+      *(U*)(row + last) = real ? lasts[r] * shares[r] : V{};
+    }
   }
 }
