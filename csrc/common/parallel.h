@@ -33,4 +33,15 @@ inline Parallel one_thread() {
           }};
 }
 
+// each(i, threads) for i < count: a thread for each where there are enough of them, else all threads for one by one.
+template <typename Each>
+void every(int64_t count, const Parallel& parallel, const Each& each) {
+  if (2 * count > parallel.threads && count > 1) {
+    const Parallel alone = one_thread();
+    parallel.in_turn(count, int64_t(1) << 20, [&](int64_t i, int) { each(i, alone); });
+  } else {
+    for (int64_t i = 0; i < count; ++i) each(i, parallel);
+  }
+}
+
 }  // namespace toco

@@ -5,24 +5,24 @@
 #include "common/resize.h"
 #include "dense_energy/pair_filter.h"
 
-#define TOCO_PER_ISA "dense_energy/map_rows.h"
+#define TOCO_PER_ISA "dense_energy/planes.h"
 #include "common/for_each_isa.h"
 
 namespace toco {
 namespace {
 
-constexpr int64_t kChunk = 64;  // pixels that are transposed at a time; whole vectors
-
-// Copies `count` pixels of each channel; planes beyond the channels are zero.
+// Copies `count` pixels of each channel, and zeros up to the next plane. Planes of the maps are far apart.
 template <typename T, typename A>
-void load_planes(const T* maps, int64_t map_stride, int64_t channels, int64_t count, A* planes, int64_t plane_stride,
-                 int64_t stride) {
+void load_planes(const T* maps, int64_t map_stride, int64_t channels, int64_t count, A* planes, int64_t plane_stride) {
+  constexpr int64_t kPlanesAhead = 3;
   best_isa([&]() TOCO_INLINE {
     for (int64_t c = 0; c < channels; ++c) {
-      for (int64_t x = 0; x < count; ++x) planes[c * plane_stride + x] = A(maps[c * map_stride + x]);
+      const T* map = maps + c * map_stride;
+      if (c + kPlanesAhead < channels)
+        for (int64_t x = 0; x < count; x += 64 / sizeof(T)) __builtin_prefetch(map + kPlanesAhead * map_stride + x);
+      for (int64_t x = 0; x < count; ++x) planes[c * plane_stride + x] = A(map[x]);
       for (int64_t x = count; x < plane_stride; ++x) planes[c * plane_stride + x] = 0;
     }
-    for (int64_t i = channels * plane_stride; i < stride * plane_stride; ++i) planes[i] = 0;
   });
 }
 
@@ -62,9 +62,9 @@ struct Axis {
   }
 };
 
-int64_t whole_vectors(int64_t count) { return (count + kChunk - 1) / kChunk * kChunk; }
+int64_t whole_vectors(int64_t count) { return (count + kPixels - 1) / kPixels * kPixels; }
 
-// One image: its values and gates, its filter, its share of the energy, and its gradient.
+// One image: its values and gates, its share of the energy, and its gradient.
 template <typename T, typename A = Accumulate<T>>
 class EnergyOfImage {
  public:
@@ -74,32 +74,25 @@ class EnergyOfImage {
         unlabeled_(unlabeled),
         s_(s),
         parallel_(parallel),
-        stride_(row_stride<A>(s.classes)),
-        values_(s.pixels() * stride_ + kExactRows),
-        filtered_(s.pixels() * stride_),
-        gate_(s.pixels()) {
-    std::fill_n(values_.data + s.pixels() * stride_, kExactRows, A(0));
-  }
+        values_(s.classes * s.pixels()),
+        gate_(s.pixels()) {}
 
   void read_probabilities() {
     const int64_t pixels = s_.pixels();
-    parallel_.loop((pixels + kChunk - 1) / kChunk, grain_for(kChunk * stride_), [&](int64_t begin, int64_t end, int) {
-      const Buffer<A> planes(stride_ * kChunk);
-      for (int64_t chunk = begin; chunk < end; ++chunk) {
-        const int64_t first = chunk * kChunk, count = std::min(kChunk, pixels - first);
-        load_planes(maps_ + first, pixels, s_.classes, count, planes.data, kChunk, stride_);
-        put(planes.data, kChunk, first, count);
-      }
+    parallel_.loop(pixels, grain_for(s_.classes * 4), [&](int64_t begin, int64_t end, int) {
+      best_isa([&]() TOCO_INLINE {
+        for (int64_t c = 0; c < s_.classes; ++c)
+          for (int64_t i = begin; i < end; ++i) values_.data[c * pixels + i] = A(maps_[c * pixels + i]);
+      });
+      put_gate(begin, end - begin);
     });
   }
 
   void read_logits(const Axis<A>& y_axis, const Axis<A>& x_axis) {
-    const int64_t wide = whole_vectors(s_.width), narrow = whole_vectors(s_.image_width);
-    parallel_.loop(s_.image_height, grain_for(stride_ * s_.width * 8), [&](int64_t begin, int64_t end, int) {
-      const Buffer<A> scratch(stride_ * (2 * wide + narrow) + wide);
-      A* rows[2] = {scratch.data, scratch.data + stride_ * wide};
-      A *resized = rows[1] + stride_ * wide, *mixed = resized + stride_ * narrow;
-      std::fill_n(resized, stride_ * narrow, A(0));
+    const int64_t wide = whole_vectors(s_.width);
+    parallel_.loop(s_.image_height, grain_for(s_.classes * s_.width * 8), [&](int64_t begin, int64_t end, int) {
+      const Buffer<A> scratch(s_.classes * 2 * wide + wide);
+      A *rows[2] = {scratch.data, scratch.data + s_.classes * wide}, *mixed = rows[1] + s_.classes * wide;
       int64_t held[2] = {-1, -1};
       for (int64_t y = begin; y < end; ++y) {
         const int64_t wanted[2] = {y_axis.near.data[y], y_axis.far.data[y]};
@@ -110,61 +103,44 @@ class EnergyOfImage {
           const A share = y_axis.share.data[y];
           for (int64_t c = 0; c < s_.classes; ++c) {
             const A *top = rows[0] + c * wide, *bottom = rows[1] + c * wide;
-            A* out = resized + c * narrow;
+            A* out = values_.data + c * s_.pixels() + y * s_.image_width;
             for (int64_t x = 0; x < s_.width; ++x) mixed[x] = (1 - share) * top[x] + share * bottom[x];
             for (int64_t x = 0; x < s_.image_width; ++x)
               out[x] = (1 - x_axis.share.data[x]) * mixed[x_axis.near.data[x]] +
                        x_axis.share.data[x] * mixed[x_axis.far.data[x]];
           }
         });
-        put(resized, narrow, y * s_.image_width, s_.image_width);
+        put_gate(y * s_.image_width, s_.image_width);
       }
     });
   }
 
-  // Returns the energy; afterwards filtered_ holds the gradient of the values that were read, times `scale`.
-  double filter(const PairFilter<A>& filter, A scale) {
-    filter.filter(values_.data, filtered_.data, nullptr, stride_, parallel_);
-    const int64_t pixels = s_.pixels(), chunks = (pixels + kChunk - 1) / kChunk;
-    const Buffer<double> energies(chunks);
-    parallel_.loop(chunks, grain_for(kChunk * stride_), [&](int64_t begin, int64_t end, int) {
-      for (int64_t chunk = begin; chunk < end; ++chunk) {
-        const int64_t first = chunk * kChunk, count = std::min(kChunk, pixels - first);
-        CALL_BEST_ISA(energy_of_rows, values_.data + first * stride_, filtered_.data + first * stride_, stride_,
-                      s_.classes, count, gate_.data + first, roi_ + first, scale, energies.data + chunk);
-      }
-    });
+  // Returns the energy. `grad` (classes, pixels), where it is wanted, gets that of the values, times `scale`.
+  double filter(const PairFilter<A>& filter, A scale, A* grad) {
+    const int64_t pixels = s_.pixels(), chunks = (pixels + kPixels - 1) / kPixels;
+    const int64_t blocks = (s_.classes + kLanes - 1) / kLanes;
+    const Buffer<double> energies(chunks * blocks);  // added up in one order, whichever was first
+    std::fill_n(energies.data, chunks * blocks, 0.0);
+    const Sink<A> copy = copy_to(grad, pixels);
+    const auto sink = [&](int64_t channel, int64_t channels, int64_t first, int64_t count, A* planes) {
+      CALL_BEST_ISA(energy_of_planes, values_.data + channel * pixels + first, pixels, planes, channels, count,
+                    gate_.data + first, roi_ + first, scale,
+                    energies.data + first / kPixels * blocks + channel / kLanes);
+      if (grad) copy(channel, channels, first, count, planes);
+    };
+    filter.filter(values_.data, nullptr, s_.classes, sink, parallel_);
     double energy = 0;
-    for (int64_t chunk = 0; chunk < chunks; ++chunk) energy += energies.data[chunk];
+    for (int64_t i = 0; i < chunks * blocks; ++i) energy += energies.data[i];
     return energy;
   }
 
-  void write_gradient(A* grad) const {
-    const int64_t pixels = s_.pixels();
-    parallel_.loop((pixels + kChunk - 1) / kChunk, grain_for(kChunk * stride_), [&](int64_t begin, int64_t end, int) {
-      const Buffer<A> planes(stride_ * kChunk);
-      for (int64_t chunk = begin; chunk < end; ++chunk) {
-        const int64_t first = chunk * kChunk, count = std::min(kChunk, pixels - first);
-        CALL_BEST_ISA(rows_to_planes, filtered_.data + first * stride_, stride_, count, planes.data, kChunk);
-        for (int64_t c = 0; c < s_.classes; ++c)
-          std::copy_n(planes.data + c * kChunk, count, grad + c * pixels + first);
-      }
-    });
-  }
-
   // Back through the resizing and the softmax, whose probabilities are computed again: cheaper than to keep them.
-  void write_gradient_of_logits(const Axis<A>& y_axis, const Axis<A>& x_axis, A* grad) const {
+  void write_gradient_of_logits(const Axis<A>& y_axis, const Axis<A>& x_axis, const A* grad_values, A* grad) const {
     const int64_t wide = whole_vectors(s_.width), narrow = whole_vectors(s_.image_width);
-    const Buffer<A> planes(s_.image_height * stride_ * narrow);  // (h, stride, narrow)
-    parallel_.loop(s_.image_height, grain_for(stride_ * s_.image_width), [&](int64_t begin, int64_t end, int) {
-      for (int64_t y = begin; y < end; ++y)
-        CALL_BEST_ISA(rows_to_planes, filtered_.data + y * s_.image_width * stride_, stride_, s_.image_width,
-                      planes.data + y * stride_ * narrow, narrow);
-    });
-    parallel_.loop(s_.height, grain_for(stride_ * s_.width * 8), [&](int64_t begin, int64_t end, int) {
-      const Buffer<A> scratch(2 * stride_ * wide + narrow);
-      A *probabilities = scratch.data, *grads = probabilities + stride_ * wide, *mixed = grads + stride_ * wide;
-      std::fill_n(grads, stride_ * wide, A(0));
+    parallel_.loop(s_.height, grain_for(s_.classes * s_.width * 8), [&](int64_t begin, int64_t end, int) {
+      const Buffer<A> scratch(2 * s_.classes * wide + narrow);
+      A *probabilities = scratch.data, *grads = probabilities + s_.classes * wide, *mixed = grads + s_.classes * wide;
+      std::fill_n(grads, s_.classes * wide, A(0));
       for (int64_t y = begin; y < end; ++y) {
         softmax_row(y, probabilities, wide);
         best_isa([&]() TOCO_INLINE {
@@ -172,7 +148,7 @@ class EnergyOfImage {
             for (int64_t x = 0; x < s_.image_width; ++x) mixed[x] = 0;
             for (int64_t k = 0; k < y_axis.most; ++k) {
               const A weight = y_axis.weight->data[k * s_.height + y];
-              const A* plane = planes.data + (y_axis.source->data[k * s_.height + y] * stride_ + c) * narrow;
+              const A* plane = grad_values + c * s_.pixels() + y_axis.source->data[k * s_.height + y] * s_.image_width;
               if (weight != 0)
                 for (int64_t x = 0; x < s_.image_width; ++x) mixed[x] += weight * plane[x];
             }
@@ -193,15 +169,13 @@ class EnergyOfImage {
   }
 
  private:
-  // Gates the planes of `count` pixels and keeps them as rows.
-  void put(A* planes, int64_t plane_stride, int64_t first, int64_t count) {
-    CALL_BEST_ISA(gate_planes, planes, plane_stride, s_.classes, count, roi_ + first, unlabeled_ + first,
+  void put_gate(int64_t first, int64_t count) {
+    CALL_BEST_ISA(gate_planes, values_.data + first, s_.pixels(), s_.classes, count, roi_ + first, unlabeled_ + first,
                   gate_.data + first);
-    CALL_BEST_ISA(planes_to_rows, planes, plane_stride, stride_, count, values_.data + first * stride_);
   }
 
   void softmax_row(int64_t y, A* planes, int64_t wide) const {
-    load_planes(maps_ + y * s_.width, s_.height * s_.width, s_.classes, s_.width, planes, wide, stride_);
+    load_planes(maps_ + y * s_.width, s_.height * s_.width, s_.classes, s_.width, planes, wide);
     CALL_BEST_ISA(softmax_planes, planes, wide, s_.classes, s_.width);
   }
 
@@ -210,9 +184,8 @@ class EnergyOfImage {
   const uint8_t* unlabeled_;
   const EnergyShape s_;
   const Parallel& parallel_;
-  const int64_t stride_;
-  const Buffer<A> values_, filtered_;  // (pixels, stride)
-  const Buffer<A> gate_;               // (pixels)
+  const Buffer<A> values_;  // (classes, pixels)
+  const Buffer<A> gate_;    // (pixels)
 };
 
 }  // namespace
@@ -227,18 +200,21 @@ void dense_energy_cpu(const T* maps, Image image, const Accumulate<T>* roi, cons
   const Axis<A> y_axis(s.height, s.image_height), x_axis(s.width, s.image_width);
   const Buffer<double> energies(s.batch);
   if (grad) prefer_huge_pages(grad, s.batch * s.classes * s.height * s.width * sizeof(A));
-  every_image(s.batch, parallel, [&](int64_t b, const Parallel& threads) {
+  every(s.batch, parallel, [&](int64_t b, const Parallel& threads) {
     const int64_t pixels = s.pixels(), size = s.classes * s.height * s.width;
     const PairFilter<A> filter(options.kernel, image_of<A>(image, b, options.kernel, pixels), s.image_height,
                                s.image_width, scales, threads);
     EnergyOfImage<T> energy(maps + b * size, roi + b * pixels, unlabeled + b * pixels, s, threads);
-    if (logits)
+    const A scale = A(-2) / A(s.batch);
+    if (logits) {
       energy.read_logits(y_axis, x_axis);
-    else
+      const Buffer<A> grad_values(grad ? s.classes * pixels : 0);
+      energies.data[b] = energy.filter(filter, scale, grad ? grad_values.data : nullptr);
+      if (grad) energy.write_gradient_of_logits(y_axis, x_axis, grad_values.data, grad + b * size);
+    } else {
       energy.read_probabilities();
-    energies.data[b] = energy.filter(filter, A(-2) / A(s.batch));
-    if (grad && logits) energy.write_gradient_of_logits(y_axis, x_axis, grad + b * size);
-    if (grad && !logits) energy.write_gradient(grad + b * size);
+      energies.data[b] = energy.filter(filter, scale, grad ? grad + b * size : nullptr);
+    }
   });
   double sum = 0;
   for (int64_t b = 0; b < s.batch; ++b) sum += energies.data[b];

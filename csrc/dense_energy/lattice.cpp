@@ -46,7 +46,7 @@ class Numbering {
   Numbering() : slots_(size_t(1) << bits_) {}
 
   int32_t number(Code code) {
-    if (2 * codes.size() >= slots_.size()) grow();
+    if (4 * codes.size() >= slots_.size()) grow();  // few collisions: they cannot be foreseen
     Slot& slot = slots_[find_slot(code)];
     if (slot.number < 0) {
       slot = {code, int32_t(codes.size())};
@@ -94,7 +94,7 @@ class SimplexCache {
   }
 
  private:
-  static constexpr int kBits = 10;
+  static constexpr int kBits = 13;
   struct Entry {
     Code code = 0;
     int32_t order = 0;
@@ -118,7 +118,7 @@ int64_t parts_of(int64_t pixels, const Parallel& parallel) {
 // Embeds pixels begin … end and numbers their corners; false if a coordinate has no room in a code.
 template <typename Code>
 bool number_corners(const Features& features, const float* factors, int64_t begin, int64_t end,
-                    Numbering<Code>& numbering, Share* corners) {
+                    Numbering<Code>& numbering, Corner* corners) {
   const int d = features.count();
   const Coding<Code> coding{d};
   SimplexCache<Code> cache;
@@ -151,10 +151,10 @@ bool number_corners(const Features& features, const float* factors, int64_t begi
 
     for (int64_t p = 0; p < count; ++p) {
       const int64_t pixel = start + p;
-      Share* corner = corners + pixel * (d + 1);
+      Corner* corner = corners + pixel * (d + 1);
       const int64_t met = cache.exchange(codes[p], block.order[p], pixel);
       if (met >= 0) {
-        for (int k = 0; k <= d; ++k) corner[k] = {corners[met * (d + 1) + k].row, block.weights[k][p]};
+        for (int k = 0; k <= d; ++k) corner[k] = {corners[met * (d + 1) + k].point, block.weights[k][p]};
         continue;
       }
       Code code = codes[p];
@@ -190,11 +190,9 @@ Chains chains_along(const Numbering<Code>& numbering, Coding<Code> coding, int d
 }  // namespace
 
 Lattice::Lattice(const Features& features, const Parallel& parallel)
-    : d_(features.count()), pixels_(features.pixels()), corners_(pixels_ * (d_ + 1) + kAhead), touches_(pixels_ * (d_ + 1) + kAhead) {
-  std::fill_n(corners_.data + pixels_ * (d_ + 1), kAhead, Share{});
-  std::fill_n(touches_.data + pixels_ * (d_ + 1), kAhead, Share{});
+    : d_(features.count()), pixels_(features.pixels()), corners_(pixels_ * (d_ + 1) + kAhead) {
+  std::fill_n(corners_.data + pixels_ * (d_ + 1), kAhead, Corner{});
   if (!build<uint64_t>(features, parallel)) build<unsigned __int128>(features, parallel);
-  list_touches(parallel);
 }
 
 template <typename Code>
@@ -220,7 +218,7 @@ bool Lattice::build(const Features& features, const Parallel& parallel) {
   parallel.loop(parts, 1, [&](int64_t begin, int64_t end, int) {
     for (int64_t part = std::max<int64_t>(begin, 1); part < end; ++part)
       for (int64_t i = first_pixel(part) * (d_ + 1); i < first_pixel(part + 1) * (d_ + 1); ++i)
-        corners_.data[i].row = renamed[part][corners_.data[i].row];
+        corners_.data[i].point = renamed[part][corners_.data[i].point];
   });
 
   points_ = numbering.codes.size();
@@ -233,56 +231,30 @@ bool Lattice::build(const Features& features, const Parallel& parallel) {
   return true;
 }
 
-// Sorts the corners by points: a point's pixels in their order.
-void Lattice::list_touches(const Parallel& parallel) {
-  const int64_t parts = parts_of(pixels_, parallel), corners = pixels_ * (d_ + 1);
-  const Buffer<int32_t> counts(parts * points_);
-  parallel.loop(parts, 1, [&](int64_t begin, int64_t end, int) {
-    for (int64_t part = begin; part < end; ++part) {
-      int32_t* count = counts.data + part * points_;
-      std::fill_n(count, points_, 0);
-      for (int64_t i = corners * part / parts; i < corners * (part + 1) / parts; ++i) ++count[corners_.data[i].row];
-    }
-  });
-  first_ = std::make_unique<Buffer<int32_t>>(points_ + 1);
-  int32_t sum = 0;
-  for (int64_t p = 0; p < points_; ++p) {
-    first_->data[p] = sum;
-    for (int64_t part = 0; part < parts; ++part) {
-      const int32_t count = counts.data[part * points_ + p];
-      counts.data[part * points_ + p] = sum;
-      sum += count;
-    }
-  }
-  first_->data[points_] = sum;
-  parallel.loop(parts, 1, [&](int64_t begin, int64_t end, int) {
-    for (int64_t part = begin; part < end; ++part) {
-      int32_t* next = counts.data + part * points_;
-      for (int64_t i = corners * part / parts; i < corners * (part + 1) / parts; ++i)
-        touches_.data[next[corners_.data[i].row]++] = {int32_t(i / (d_ + 1)), corners_.data[i].weight};
-    }
-  });
-}
-
 template <typename A>
-void Lattice::filter(const A* values, A* filtered, const A* norms, int64_t stride, const Parallel& parallel) const {
-  const Buffer<A> lattice(points_ * stride);
-  // Some points are touched by many pixels: threads take the next few in turn.
-  const int64_t few = points_ / 64 + 1, turns = (points_ + few - 1) / few;
-  parallel.in_turn(turns, pixels_ * (d_ + 1) / turns * stride / 8, [&](int64_t turn, int) {
-    CALL_BEST_ISA(splat_points, values, first_->data, touches_.data, norms, lattice.data, stride, turn * few,
-                  std::min(points_, (turn + 1) * few));
-  });
-  for (const Chains& chains : chains_)
-    parallel.loop(chains.first.size() - 1, grain_for(stride * 2), [&](int64_t begin, int64_t end, int) {
-      CALL_BEST_ISA(blur_chains, lattice.data, chains.points.data(), chains.first.data(), stride, begin, end);
+void Lattice::filter(const A* maps, const A* norms, int64_t channels, const Sink<A>& sink,
+                     const Parallel& parallel) const {
+  every((channels + kLanes - 1) / kLanes, parallel, [&](int64_t block, const Parallel& threads) {
+    const int64_t channel = block * kLanes, some = std::min(kLanes, channels - channel);
+    const Buffer<A> points(points_ * kLanes);
+    std::fill_n(points.data, points_ * kLanes, A(0));
+    CALL_BEST_ISA(splat, maps + channel * pixels_, pixels_, some, norms, corners_.data, d_ + 1, points.data);
+    for (const Chains& chains : chains_)
+      threads.loop(chains.first.size() - 1, grain_for(kLanes * 4), [&](int64_t begin, int64_t end, int) {
+        CALL_BEST_ISA(blur, points.data, chains.points.data(), chains.first.data(), begin, end);
+      });
+    threads.loop((pixels_ + kPixels - 1) / kPixels, grain_for(kPixels * kLanes), [&](int64_t begin, int64_t end, int) {
+      alignas(64) A planes[kLanes * kPixels];
+      for (int64_t first = begin * kPixels; first < std::min(end * kPixels, pixels_); first += kPixels) {
+        const int64_t count = std::min(kPixels, pixels_ - first);
+        CALL_BEST_ISA(slice, points.data, corners_.data, d_ + 1, norms, first, count, planes);
+        sink(channel, some, first, count, planes);
+      }
     });
-  parallel.loop(pixels_, grain_for(stride), [&](int64_t begin, int64_t end, int) {
-    CALL_BEST_ISA(slice_pixels, lattice.data, corners_.data, d_ + 1, norms, filtered, stride, begin, end);
   });
 }
 
-template void Lattice::filter(const float*, float*, const float*, int64_t, const Parallel&) const;
-template void Lattice::filter(const double*, double*, const double*, int64_t, const Parallel&) const;
+template void Lattice::filter(const float*, const float*, int64_t, const Sink<float>&, const Parallel&) const;
+template void Lattice::filter(const double*, const double*, int64_t, const Sink<double>&, const Parallel&) const;
 
 }  // namespace toco

@@ -1,18 +1,17 @@
 // The permutohedral lattice of one image. Spec: toco_kernels/dense_energy/lattice.py
 //
-// Values lie pixel by pixel, the channels of a pixel together: one index serves whole vectors of channels. Nothing is
-// added to memory that another thread could add to: the sum of a point runs over its pixels in their order, so that
-// the result depends neither on threads nor on how points are numbered.
+// Maps are filtered kLanes channels at a time: a point of the lattice is a cache line of them, and pixels pass through
+// the first cache on their way from the maps to the points and back. Points sum up their pixels in order, on one
+// thread for each kLanes channels, so that the result depends neither on threads nor on how points are numbered.
 #pragma once
 #include <algorithm>
 #include <cstdint>
-#include <memory>
 #include <vector>
 
 #include "common/buffer.h"
 #include "common/parallel.h"
-#include "common/simd.h"
 #include "dense_energy/embed.h"
+#include "dense_energy/sink.h"
 
 namespace toco {
 
@@ -26,25 +25,19 @@ struct Features {
   int64_t pixels() const { return height * width; }
 };
 
-// Numbers from one row of values to the next: its channels, or a vector of them if they are fewer. Kernels load whole
-// vectors, the last of which may begin within the one before it; so rows need no padding beyond that.
-template <typename A>
-int64_t row_stride(int64_t channels) {
-  return std::max<int64_t>(channels, vector_bytes() / sizeof(A));
-}
-
-// A row among others, and how much of it.
-struct Share {
-  int32_t row;
+// A corner of a pixel's simplex, and the pixel's weight there.
+struct Corner {
+  int32_t point;
   float weight;
 };
 
-constexpr int kAhead = 16;  // rows to fetch before they are needed
+constexpr int64_t kLanes = 16;  // channels
+constexpr int kAhead = 16;      // points to fetch before they are needed
 
 // The points that have neighbours along a direction, from one end to the other of each chain of them.
 struct Chains {
   std::vector<int32_t> points;  // and kAhead more, to look ahead at
-  std::vector<int32_t> first;  // (chains + 1): where each begins in `points`
+  std::vector<int32_t> first;   // (chains + 1): where each begins in `points`
 };
 
 class Lattice {
@@ -52,25 +45,21 @@ class Lattice {
   Lattice(const Features& features, const Parallel& parallel);
 
   template <typename A>
-  void filter(const A* values,  // (pixels, stride)
-              A* filtered,      // (pixels, stride)
-              const A* norms,   // (pixels): multiplies rows before and after; null: nothing does
-              int64_t stride, const Parallel& parallel) const;
+  void filter(const A* maps,   // (channels, pixels)
+              const A* norms,  // (pixels): multiplies maps before and after; null: nothing does
+              int64_t channels, const Sink<A>& sink, const Parallel& parallel) const;
 
   int64_t points() const { return points_; }
 
  private:
   template <typename Code>
   bool build(const Features& features, const Parallel& parallel);
-  void list_touches(const Parallel& parallel);
 
   const int d_;
   const int64_t pixels_;
   int64_t points_ = 0;
-  const Buffer<Share> corners_;             // (pixels, d + 1): points
-  const Buffer<Share> touches_;             // (pixels * (d + 1)): the pixels that touch a point, point by point
-  std::unique_ptr<Buffer<int32_t>> first_;  // (points + 1): where those of a point begin
-  std::vector<Chains> chains_;              // (d + 1): of each direction
+  const Buffer<Corner> corners_;  // (pixels, d + 1), and kAhead more
+  std::vector<Chains> chains_;    // (d + 1): of each direction
 };
 
 }  // namespace toco
