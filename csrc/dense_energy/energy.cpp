@@ -35,6 +35,9 @@ struct Axis {
   std::unique_ptr<Buffer<int32_t>> source;  // (most, from)
   std::unique_ptr<Buffer<A>> weight;        // (most, from), 0 where there are fewer
 
+  // As published; without tables, which are gathered one by one.
+  bool halves() const { return from == 2 * to; }
+
   Axis(int64_t from, int64_t to) : from(from), to(to), near(to), far(to), share(to) {
     const Buffer<int64_t> received(from);
     std::fill_n(received.data, from, 0);
@@ -105,9 +108,13 @@ class EnergyOfImage {
             const A *top = rows[0] + c * wide, *bottom = rows[1] + c * wide;
             A* out = values_.data + c * s_.pixels() + y * s_.image_width;
             for (int64_t x = 0; x < s_.width; ++x) mixed[x] = (1 - share) * top[x] + share * bottom[x];
-            for (int64_t x = 0; x < s_.image_width; ++x)
-              out[x] = (1 - x_axis.share.data[x]) * mixed[x_axis.near.data[x]] +
-                       x_axis.share.data[x] * mixed[x_axis.far.data[x]];
+            if (x_axis.halves()) {
+              for (int64_t x = 0; x < s_.image_width; ++x) out[x] = A(0.5) * (mixed[2 * x] + mixed[2 * x + 1]);
+            } else {
+              for (int64_t x = 0; x < s_.image_width; ++x)
+                out[x] = (1 - x_axis.share.data[x]) * mixed[x_axis.near.data[x]] +
+                         x_axis.share.data[x] * mixed[x_axis.far.data[x]];
+            }
           }
         });
         put_gate(y * s_.image_width, s_.image_width);
@@ -116,21 +123,19 @@ class EnergyOfImage {
   }
 
   // Returns the energy. `grad` (classes, pixels), where it is wanted, gets that of the values, times `scale`.
-  double filter(const PairFilter<A>& filter, A scale, A* grad) {
-    const int64_t pixels = s_.pixels(), chunks = (pixels + kPixels - 1) / kPixels;
-    const int64_t blocks = (s_.classes + kLanes - 1) / kLanes;
-    const Buffer<double> energies(chunks * blocks);  // added up in one order, whichever was first
-    std::fill_n(energies.data, chunks * blocks, 0.0);
-    const Sink<A> copy = copy_to(grad, pixels);
-    const auto sink = [&](int64_t channel, int64_t channels, int64_t first, int64_t count, A* planes) {
-      CALL_BEST_ISA(energy_of_planes, values_.data + channel * pixels + first, pixels, planes, channels, count,
-                    gate_.data + first, roi_ + first, scale,
-                    energies.data + first / kPixels * blocks + channel / kLanes);
-      if (grad) copy(channel, channels, first, count, planes);
+  double filter(PairFilter<A>& filter, A scale, A* grad) {
+    const int64_t pixels = s_.pixels();
+    const Buffer<double> energies((pixels + kPixels - 1) / kPixels);  // added up in one order, whichever was first
+    filter.spread(values_.data, nullptr, s_.classes, parallel_);
+    const auto few = [&](int64_t first, int64_t count, A* planes) {
+      filter.read(first, count, planes);
+      CALL_BEST_ISA(energy_of_planes, values_.data + first, pixels, planes, s_.classes, count, gate_.data + first,
+                    roi_ + first, scale, energies.data + first / kPixels);
+      if (grad) put_planes(planes, s_.classes, pixels, first, count, grad);
     };
-    filter.filter(values_.data, nullptr, s_.classes, sink, parallel_);
+    every_few_pixels<A>(pixels, s_.classes, s_.classes * 16, parallel_, few);
     double energy = 0;
-    for (int64_t i = 0; i < chunks * blocks; ++i) energy += energies.data[i];
+    for (int64_t first = 0; first < pixels; first += kPixels) energy += energies.data[first / kPixels];
     return energy;
   }
 
@@ -153,6 +158,10 @@ class EnergyOfImage {
                 for (int64_t x = 0; x < s_.image_width; ++x) mixed[x] += weight * plane[x];
             }
             A* out = grads + c * wide;
+            if (x_axis.halves()) {
+              for (int64_t x = 0; x < s_.image_width; ++x) out[2 * x] = out[2 * x + 1] = A(0.5) * mixed[x];
+              continue;
+            }
             for (int64_t x = 0; x < s_.width; ++x) out[x] = 0;
             for (int64_t k = 0; k < x_axis.most; ++k) {
               const A* weight = x_axis.weight->data + k * s_.width;
@@ -161,9 +170,8 @@ class EnergyOfImage {
             }
           }
         });
-        CALL_BEST_ISA(softmax_backward, probabilities, grads, wide, s_.classes, s_.width);
-        for (int64_t c = 0; c < s_.classes; ++c)
-          std::copy_n(grads + c * wide, s_.width, grad + (c * s_.height + y) * s_.width);
+        CALL_BEST_ISA(softmax_backward, probabilities, grads, wide, s_.classes, s_.width, grad + y * s_.width,
+                      s_.height * s_.width);
       }
     });
   }
@@ -202,8 +210,8 @@ void dense_energy_cpu(const T* maps, Image image, const Accumulate<T>* roi, cons
   if (grad) prefer_huge_pages(grad, s.batch * s.classes * s.height * s.width * sizeof(A));
   every(s.batch, parallel, [&](int64_t b, const Parallel& threads) {
     const int64_t pixels = s.pixels(), size = s.classes * s.height * s.width;
-    const PairFilter<A> filter(options.kernel, image_of<A>(image, b, options.kernel, pixels), s.image_height,
-                               s.image_width, scales, threads);
+    PairFilter<A> filter(options.kernel, image_of<A>(image, b, options.kernel, pixels), s.image_height, s.image_width,
+                         scales, s.classes, threads);
     EnergyOfImage<T> energy(maps + b * size, roi + b * pixels, unlabeled + b * pixels, s, threads);
     const A scale = A(-2) / A(s.batch);
     if (logits) {

@@ -24,19 +24,16 @@ ExactSum<A>::ExactSum(const A* image, int64_t height, int64_t width, const doubl
 }
 
 template <typename A>
-void ExactSum<A>::filter(const A* maps, const A* norms, int64_t channels, const Sink<A>& sink,
-                         const Parallel& parallel) const {
-  const int64_t groups = (channels + kGroup - 1) / kGroup, stride = groups * kGroup;
-  const Buffer<A> values(pixels_ * stride);  // the channels of one pixel after the other
-  std::fill_n(values.data, pixels_ * stride, A(0));
-  for (int64_t c = 0; c < channels; ++c)
-    for (int64_t i = 0; i < pixels_; ++i) values.data[i * stride + c] = maps[c * pixels_ + i];
-  parallel.in_turn(padded_ / kPixels, pixels_ * stride, [&](int64_t block, int) {
-    const int64_t first = block * kPixels;
-    const Buffer<A> planes(stride * kPixels);
-    CALL_BEST_ISA(exact_planes, features_.data, padded_, d_, pixels_, values.data, norms, groups, first, planes.data);
-    sink(0, channels, first, std::min(kPixels, pixels_ - first), planes.data);
-  });
+void ExactSum<A>::spread(const A* maps, int64_t channels, A* values) const {
+  const int64_t stride = whole_groups(channels);
+  for (int64_t i = 0; i < pixels_; ++i)
+    for (int64_t c = 0; c < stride; ++c) values[i * stride + c] = c < channels ? maps[c * pixels_ + i] : A(0);
+}
+
+template <typename A>
+void ExactSum<A>::read(const A* values, const A* norms, int64_t channels, int64_t first, int64_t, A* planes) const {
+  CALL_BEST_ISA(exact_planes, features_.data, padded_, d_, pixels_, values, norms, whole_groups(channels) / kGroup,
+                first, planes);
 }
 
 template class ExactSum<float>;

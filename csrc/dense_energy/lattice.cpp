@@ -110,6 +110,8 @@ void lattice_factors(const Features& features, float* factors) {
     factors[i] = float(std::sqrt(2.0 / 3) * (d + 1) / std::sqrt(double((i + 1) * (i + 2))) * features.scales[i]);
 }
 
+inline int64_t blocks_of(int64_t channels) { return (channels + kLanes - 1) / kLanes; }
+
 // Consecutive pixels, of which a thread has at least enough to be worth waking it.
 int64_t parts_of(int64_t pixels, const Parallel& parallel) {
   return std::max<int64_t>(1, std::min<int64_t>(parallel.threads, pixels / 4096));
@@ -232,29 +234,30 @@ bool Lattice::build(const Features& features, const Parallel& parallel) {
 }
 
 template <typename A>
-void Lattice::filter(const A* maps, const A* norms, int64_t channels, const Sink<A>& sink,
-                     const Parallel& parallel) const {
-  every((channels + kLanes - 1) / kLanes, parallel, [&](int64_t block, const Parallel& threads) {
+void Lattice::spread(const A* maps, const A* norms, int64_t channels, A* points, const Parallel& parallel) const {
+  every(blocks_of(channels), parallel, [&](int64_t block, const Parallel& threads) {
     const int64_t channel = block * kLanes, some = std::min(kLanes, channels - channel);
-    const Buffer<A> points(points_ * kLanes);
-    std::fill_n(points.data, points_ * kLanes, A(0));
-    CALL_BEST_ISA(splat, maps + channel * pixels_, pixels_, some, norms, corners_.data, d_ + 1, points.data);
+    A* lanes = points + block * points_ * kLanes;
+    std::fill_n(lanes, points_ * kLanes, A(0));
+    CALL_BEST_ISA(splat, maps + channel * pixels_, pixels_, some, norms, corners_.data, d_ + 1, lanes);
     for (const Chains& chains : chains_)
       threads.loop(chains.first.size() - 1, grain_for(kLanes * 4), [&](int64_t begin, int64_t end, int) {
-        CALL_BEST_ISA(blur, points.data, chains.points.data(), chains.first.data(), begin, end);
+        CALL_BEST_ISA(blur, lanes, chains.points.data(), chains.first.data(), begin, end);
       });
-    threads.loop((pixels_ + kPixels - 1) / kPixels, grain_for(kPixels * kLanes), [&](int64_t begin, int64_t end, int) {
-      alignas(64) A planes[kLanes * kPixels];
-      for (int64_t first = begin * kPixels; first < std::min(end * kPixels, pixels_); first += kPixels) {
-        const int64_t count = std::min(kPixels, pixels_ - first);
-        CALL_BEST_ISA(slice, points.data, corners_.data, d_ + 1, norms, first, count, planes);
-        sink(channel, some, first, count, planes);
-      }
-    });
   });
 }
 
-template void Lattice::filter(const float*, const float*, int64_t, const Sink<float>&, const Parallel&) const;
-template void Lattice::filter(const double*, const double*, int64_t, const Sink<double>&, const Parallel&) const;
+template <typename A>
+void Lattice::read(const A* points, const A* norms, int64_t channels, int64_t first, int64_t count, A* planes) const {
+  for (int64_t block = 0; block < blocks_of(channels); ++block)
+    CALL_BEST_ISA(slice, points + block * points_ * kLanes, corners_.data, d_ + 1, norms, first, count,
+                  planes + block * kLanes * kPixels);
+}
+
+#define INSTANTIATE(A)                                                                   \
+  template void Lattice::spread(const A*, const A*, int64_t, A*, const Parallel&) const; \
+  template void Lattice::read(const A*, const A*, int64_t, int64_t, int64_t, A*) const;
+INSTANTIATE(float)
+INSTANTIATE(double)
 
 }  // namespace toco

@@ -11,7 +11,6 @@
 #include "common/buffer.h"
 #include "common/parallel.h"
 #include "dense_energy/embed.h"
-#include "dense_energy/sink.h"
 
 namespace toco {
 
@@ -31,8 +30,9 @@ struct Corner {
   float weight;
 };
 
-constexpr int64_t kLanes = 16;  // channels
-constexpr int kAhead = 16;      // points to fetch before they are needed
+constexpr int64_t kPixels = 64;  // at a time: whole vectors of every instruction set
+constexpr int64_t kLanes = 16;   // channels
+constexpr int kAhead = 16;       // points to fetch before they are needed
 
 // The points that have neighbours along a direction, from one end to the other of each chain of them.
 struct Chains {
@@ -44,10 +44,14 @@ class Lattice {
  public:
   Lattice(const Features& features, const Parallel& parallel);
 
+  // Splat and blur: what maps (channels, pixels) are at the points (blocks of kLanes channels, points, kLanes), on
+  // kLanes channels for each thread or on all threads for kLanes channels.
   template <typename A>
-  void filter(const A* maps,   // (channels, pixels)
-              const A* norms,  // (pixels): multiplies maps before and after; null: nothing does
-              int64_t channels, const Sink<A>& sink, const Parallel& parallel) const;
+  void spread(const A* maps, const A* norms, int64_t channels, A* points, const Parallel& parallel) const;
+
+  // Slice: planes (channels, kPixels) of `count` pixels, those from `first` on.
+  template <typename A>
+  void read(const A* points, const A* norms, int64_t channels, int64_t first, int64_t count, A* planes) const;
 
   int64_t points() const { return points_; }
 

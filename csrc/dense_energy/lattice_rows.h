@@ -50,7 +50,6 @@ TOCO_TARGET void splat(const A* maps, int64_t pixels, int64_t channels, const A*
 #pragma GCC unroll 8
       for (int v = 0; v < kVectors; ++v) row[v] = ((const V*)(rows + x * kLanes))[v];
       for (int k = 0; k < count; ++k) {
-        prefetch_point(points + corner[k + kAhead].point * kLanes);
         V* point = (V*)(points + corner[k].point * kLanes);
         const A weight = A(corner[k].weight);
 #pragma GCC unroll 8
@@ -97,7 +96,6 @@ TOCO_TARGET void slice(const A* points, const Corner* corners, int count, const 
     const Corner* corner = corners + (first + x) * count;
     V sums[kVectors] = {};
     for (int k = 0; k < count; ++k) {
-      prefetch_point(points + corner[k + kAhead].point * kLanes);
       const A weight = A(corner[k].weight);
 #pragma GCC unroll 8
       for (int v = 0; v < kVectors; ++v) sums[v] += weight * ((const V*)(points + corner[k].point * kLanes))[v];

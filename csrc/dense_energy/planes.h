@@ -25,18 +25,26 @@ TOCO_TARGET void softmax_planes(A* planes, int64_t plane_stride, int64_t channel
   }
 }
 
-// planes = planes * (grads - sum over channels of planes * grads): the softmax's backward, written where grads are.
+// The softmax's backward: probabilities * (grads - sum over channels of probabilities * grads), to the same pixels of
+// every channel of the maps.
 template <typename A>
-TOCO_TARGET void softmax_backward(const A* planes, A* grads, int64_t plane_stride, int64_t channels, int64_t count) {
+TOCO_TARGET void softmax_backward(const A* probabilities, const A* grads, int64_t plane_stride, int64_t channels,
+                                  int64_t count, A* maps, int64_t map_stride) {
   using V = typename Vector<A>::type;
+  using U = typename Vector<A>::unaligned;
   constexpr int kSize = Vector<A>::kSize;
   for (int64_t x = 0; x < count; x += kSize) {
     V sum = {};
     for (int64_t c = 0; c < channels; ++c)
-      sum += *(const V*)(planes + c * plane_stride + x) * *(const V*)(grads + c * plane_stride + x);
+      sum += *(const V*)(probabilities + c * plane_stride + x) * *(const V*)(grads + c * plane_stride + x);
     for (int64_t c = 0; c < channels; ++c) {
-      V& grad = *(V*)(grads + c * plane_stride + x);
-      grad = *(const V*)(planes + c * plane_stride + x) * (grad - sum);
+      const int64_t at = c * plane_stride + x;
+      const V grad = *(const V*)(probabilities + at) * (*(const V*)(grads + at) - sum);
+      if (x + kSize <= count) {
+        *(U*)(maps + c * map_stride + x) = grad;
+      } else {
+        for (int64_t i = 0; x + i < count; ++i) maps[c * map_stride + x + i] = grad[i];
+      }
     }
   }
 }
@@ -77,14 +85,17 @@ TOCO_TARGET void energy_of_planes(const A* values, int64_t value_stride, A* filt
   *energy = sum;
 }
 
-// logits = sum over terms of weight * filtered - unary, for `count` pixels of every channel.
+// planes = -maps, and zeros beyond `count` pixels.
 template <typename A>
-TOCO_TARGET void logits_of_planes(const A* unary, const A* const* filtered, const A* weights, int64_t terms,
-                                  int64_t stride, int64_t channels, int64_t count, A* planes) {
+TOCO_TARGET void load_negative(const A* maps, int64_t stride, int64_t channels, int64_t count, A* planes) {
   for (int64_t c = 0; c < channels; ++c) {
-    A* plane = planes + c * kPixels;
-    for (int64_t x = 0; x < count; ++x) plane[x] = -unary[c * stride + x];
-    for (int64_t t = 0; t < terms; ++t)
-      for (int64_t x = 0; x < count; ++x) plane[x] += weights[t] * filtered[t][c * stride + x];
+    for (int64_t x = 0; x < count; ++x) planes[c * kPixels + x] = -maps[c * stride + x];
+    for (int64_t x = count; x < kPixels; ++x) planes[c * kPixels + x] = 0;
   }
+}
+
+// planes += weight * others.
+template <typename A>
+TOCO_TARGET void add_planes(const A* others, A weight, int64_t channels, A* planes) {
+  for (int64_t i = 0; i < channels * kPixels; ++i) planes[i] += weight * others[i];
 }
