@@ -381,7 +381,7 @@ def test_second_backward_never_uses_arguments_that_changed(room, device):
             refused[f"modified by an inplace operation: {name} is at version"] = str(error)
         else:
             assert torch.equal(second, first), f"the second gradient is of other {name}"
-    assert refused
+    assert bool(refused) != room.copies_constants
     assert all(expected in message for expected, message in refused.items())
 
 

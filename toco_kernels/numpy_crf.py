@@ -16,7 +16,7 @@ except ImportError:
 CONST_KERNEL, DIAG_KERNEL, FULL_KERNEL = range(3)
 NO_NORMALIZATION, NORMALIZE_BEFORE, NORMALIZE_AFTER, NORMALIZE_SYMMETRIC = range(4)
 
-MOST_EXACT_WORK = 2e10  # pairs of pixels times 32 channels: minutes on a CPU
+MOST_EXACT_WORK = 1e11  # pairs of pixels times 32 channels: minutes on two cores
 
 
 def _array(array: np.ndarray, argument: str, ndim: int, shape: str) -> np.ndarray:

@@ -25,7 +25,7 @@ using Image = const void*;
 inline double exact_work(int64_t batch, int64_t pixels, int64_t channels, int64_t filters) {
   return double(batch) * pixels * pixels * ((channels + 31) / 32) * filters;
 }
-constexpr double kMostExactWork = 2e10;
+constexpr double kMostExactWork = 1e11;
 
 struct EnergyOptions {
   double sigma_rgb, sigma_xy;

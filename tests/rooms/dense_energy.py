@@ -56,7 +56,10 @@ def filter_inputs(kernel, *sizes, **others):
 
 
 def crf_inputs(kernel, batch=3, classes=6, height=13, width=18, **others):
-    inputs = energy_inputs(kernel, batch, classes, height, width)  # many values: one alone is off by chance
+    # Three images, because the largest error of few values is a matter of chance. Over 40 seeds, the error of the kernels
+    # in L2 is 0.95 (lattice) and 1.15 times (exact) that of the reference in float32; the largest one of a single sample
+    # is up to 2.9 times, with medians of 1.0 and 1.15.
+    inputs = energy_inputs(kernel, batch, classes, height, width)
     inputs = {name: inputs[name] for name in ("image", "probabilities", "kernel")}
     return inputs | {"iterations": 3, "gaussian": (2.0, 3.0), "bilateral": (9.0, 13.0, 4.0)} | others
 
@@ -162,7 +165,7 @@ def energy_room(kernel):
         operators=energy_operator,
         sample=make,
         edges={
-            "as in ToCo": lambda: make(1, 21, 40, 56, sigma_xy=50.0),
+            "as in ToCo": lambda: make(1, 21, 24, 33, sigma_xy=50.0),
             "one pixel": lambda: make(1, 4, 1, 1),
             "one row": lambda: make(3, 2, 1, 40),
             "one column": lambda: make(1, 2, 40, 1),
@@ -193,7 +196,7 @@ def energy_room(kernel):
         },
         differentiable=("probabilities",),
         is_derivative=False,
-        terms=21 * 40 * 56,
+        terms=21 * 24 * 33,
         magnitude=1.0,
         is_loss=True,
     )
@@ -208,7 +211,7 @@ def logit_room(kernel):
         operators=logit_operator,
         sample=make,
         edges={
-            "as in ToCo": lambda: make(1, 21, 80, 64, sigma_xy=100.0),
+            "as in ToCo": lambda: make(1, 21, 48, 64, sigma_xy=100.0),
             "one pixel": lambda: make(1, 4, 1, 1, scale_factor=1.0, boxes=None),
             "one pixel left": lambda: make(1, 4, 3, 3, scale_factor=0.4, boxes=None),
             "one class": lambda: make(2, 1),
@@ -239,9 +242,10 @@ def logit_room(kernel):
         },
         differentiable=("logits",),
         is_derivative=False,
-        terms=21 * 80 * 64,
+        terms=21 * 48 * 64,
         magnitude=1.0,
         is_loss=True,
+        copies_constants=True,
     )
 
 
@@ -254,13 +258,13 @@ def filter_room(kernel):
         operators=filter_operator,
         sample=make,
         edges={
-            "as in ToCo": lambda: make(1, 21, 40, 56, sigma_xy=50.0),
+            "as in ToCo": lambda: make(1, 21, 24, 33, sigma_xy=50.0),
             "one pixel": lambda: make(1, 4, 1, 1),
             "one value": lambda: make(2, 1),
             "whole vectors": lambda: make(1, 32, 8, 16),
             "odd vectors": lambda: make(1, 43, 8, 16),
             "one colour": lambda: one_colour(make()),
-            "3000 pixels wide": lambda: make(1, 2, 1, 3000),
+            "a row": lambda: make(1, 2, 1, 700),
             **{name: lambda sigmas=sigmas: make(**sigmas) for name, sigmas in INFINITE.items()},
             "small sigmas": lambda: make(sigma_rgb=0.01, sigma_xy=0.02),
             "empty batch": lambda: make(0),
@@ -268,7 +272,7 @@ def filter_room(kernel):
         bad=bad_maps("values")
         | BAD_SIGMAS
         | {"values: wants a gradient": lambda i: i | {"values": i["values"].clone().requires_grad_()}},
-        terms=40 * 56,
+        terms=24 * 33,
         magnitude=1.0,
     )
 
@@ -282,13 +286,13 @@ def crf_room(kernel):
         operators=crf_operator,
         sample=make,
         edges={
-            "as in ViT-PCM": lambda: make(1, 21, 24, 33, iterations=10, gaussian=(1.0, 3.0), bilateral=(67, 3, 4)),
+            "as in ViT-PCM": lambda: make(1, 21, 11, 17, iterations=10, gaussian=(1.0, 3.0), bilateral=(67, 3, 4)),
             "one pixel": lambda: make(1, 4, 1, 1),
-            "one class": lambda: make(2, 1),
+            "one class": lambda: make(2, 1, 7, 8),
             "many classes": lambda: make(1, 300, 6, 7, iterations=2),
-            "one colour": lambda: one_colour(make()),
-            "no iterations": lambda: make(iterations=0),
-            "certain": lambda: make() | {"probabilities": (make()["probabilities"] > 0.3).double()},
+            "one colour": lambda: one_colour(make(1)),
+            "no iterations": lambda: make(1, iterations=0),
+            "certain": lambda: make(1) | {"probabilities": (make(1)["probabilities"] > 0.3).double()},
             "empty batch": lambda: make(0),
         },
         bad=bad_maps("probabilities")
@@ -300,7 +304,7 @@ def crf_room(kernel):
             "bilateral: two numbers": lambda i: i | {"bilateral": (67.0, 3.0)},
             "bilateral: text": lambda i: i | {"bilateral": (67.0, "3", 4.0)},
         },
-        terms=21 * 24 * 33,
+        terms=21 * 11 * 17,
         magnitude=1.0,
     )
 

@@ -27,6 +27,7 @@ class Room:
     terms: int = 1  # the longest sum in `sample` and `edges`
     magnitude: float = 0.0  # of the reference's intermediate results, where they exceed its outputs
     is_loss: bool = False
+    copies_constants: bool = False  # whether nothing that the caller can write to is kept for a second backward
     is_derivative: bool = True  # whether the published gradient is the derivative of the published value
     nan_free: tuple[str, ...] = ()  # inputs that are yes or no: NaN means yes
     autocast_casts: tuple[str, ...] = ()  # what autocast casts as for a matmul; all else keeps its dtype

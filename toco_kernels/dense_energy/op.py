@@ -138,6 +138,7 @@ def dense_energy_from_logits(
         raise bad_value("scale_factor", f"be positive and leave pixels of {(height, width)}", scale_factor)
     ignore_index = integer(ignore_index, "ignore_index", least=-(1 << 63))
 
+    hash(scale_factor)  # a constant of compiled graphs: autograd.Function takes no sizes that depend on a variable
     rows, columns = (_nearest(size, scale_factor, logits.device) for size in (height, width))
     image = image[:, :, rows][..., columns].to(geometry_dtype(kernel, logits))
     unlabeled = labels[:, rows][..., columns] == ignore_index
