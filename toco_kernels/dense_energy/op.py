@@ -140,8 +140,8 @@ def dense_energy_from_logits(
 
     hash(scale_factor)  # a constant of compiled graphs: autograd.Function takes no sizes that depend on a variable
     rows, columns = (_nearest(size, scale_factor, logits.device) for size in (height, width))
-    image = image[:, :, rows][..., columns].to(geometry_dtype(kernel, logits))
-    unlabeled = labels[:, rows][..., columns] == ignore_index
+    image = _at(image, rows, columns).to(geometry_dtype(kernel, logits))
+    unlabeled = _at(labels, rows, columns) == ignore_index
     dtype = accumulate_dtype(logits.dtype)
     if boxes is None:
         roi = torch.ones(unlabeled.shape, dtype=dtype, device=logits.device)
@@ -155,6 +155,14 @@ def _nearest(size: int, scale_factor: float, device: torch.device) -> Tensor:
     """The position in `size` that each position of the resized axis is taken from."""
     resized = int(size * scale_factor)
     return torch.arange(resized, device=device) * size // resized
+
+
+def _at(maps: Tensor, rows: Tensor, columns: Tensor) -> Tensor:  # (..., H, W), (h), (w) -> (..., h, w)
+    """The pixels of these rows and columns, which are the nearest ones to evenly spaced positions."""
+    steps = [size // len(positions) for size, positions in zip(maps.shape[-2:], (rows, columns), strict=True)]
+    if steps[0] * len(rows) == maps.shape[-2] and steps[1] * len(columns) == maps.shape[-1]:
+        return maps[..., :: steps[0], :: steps[1]]  # every second one, as published: a view
+    return maps[..., rows, :][..., columns]
 
 
 def _inside(bounds: Tensor, positions: Tensor, size: int) -> Tensor:  # (B, 2), (n) -> (B, n)
