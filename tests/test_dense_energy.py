@@ -1,11 +1,16 @@
 """What is particular to dense_energy; the rest is in test_contract.py."""
 
+import os
+import sys
+import time
+from functools import partial
+from math import inf
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from rooms import energy_inputs, logit_inputs
+from rooms import energy_inputs, filter_inputs, logit_inputs
 from torch import nn
 
 import toco_kernels.numpy
@@ -19,6 +24,7 @@ from toco_kernels import (
     dense_energy_from_logits,
 )
 from toco_kernels._library import NOT_LOADED
+from toco_kernels.common import measure
 from toco_kernels.testing import reference_only
 
 MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
@@ -163,26 +169,81 @@ def test_modules():
         DenseEnergyLoss("lattice", scale_factor=0)
 
 
-def test_exact_kernel_refuses_minutes():
-    """Before it starts: 375 x 500 pixels are 3.5e10 pairs."""
-    image, probabilities = torch.zeros(1, 3, 375, 500), torch.full((1, 21, 375, 500), 1 / 21)
-    if "_torch_cpu" in NOT_LOADED:
-        pytest.skip("no CPU kernels here")
-    with pytest.raises(RuntimeError, match=r"exact kernel .* would take minutes .* 1 x 375 x 500 .* kernel='lattice'"):
-        dense_crf(image, probabilities, kernel="exact")
-    with pytest.raises(RuntimeError, match=r"exact kernel .* would take minutes"):
-        toco_kernels.numpy.dense_crf(image.numpy(), probabilities.numpy(), kernel="exact")
+@pytest.mark.parametrize("wrap", [reference_only, torch.no_grad], ids=["reference", "kernel"])
+def test_exact_kernel_refuses_minutes(wrap):
+    """Before it starts: 600 x 600 pixels are 1.3e11 pairs."""
+    image, probabilities = torch.zeros(1, 3, 600, 600), torch.full((1, 2, 600, 600), 0.5)
+    mask = torch.ones(1, 600, 600)
+    refused = {
+        "energy": lambda: dense_energy(image, probabilities, mask, mask, kernel="exact"),
+        "logits": lambda: dense_energy_from_logits(image, probabilities, mask.long(), kernel="exact", scale_factor=1),
+        "filter": lambda: bilateral_filter(image, probabilities, kernel="exact"),
+        "crf": lambda: dense_crf(image, probabilities, kernel="exact"),
+        "arrays": lambda: toco_kernels.numpy.dense_crf(image.numpy(), probabilities.numpy(), kernel="exact"),
+    }
+    for call in refused.values():
+        with (
+            pytest.raises(
+                RuntimeError, match=r"exact kernel .* minutes on a CPU for 1 x 600 x 600 .* kernel='lattice'"
+            ),
+            wrap(),
+        ):
+            call()
 
 
-def test_lattice_memory_is_linear():
-    """An image 3000 pixels wide: a few hundred bytes for each pixel and class, not for each pair of pixels."""
+def wide(width):
+    """An image of random colours and a class map, 100 pixels high, and their filtering."""
     generator = torch.Generator().manual_seed(0)
-    image = torch.rand(1, 3, 40, 50, generator=generator).repeat(1, 1, 5, 60) * 255
-    values = torch.rand(1, 2, 200, 3000, generator=generator)
+    image = torch.rand(1, 3, 100, width, generator=generator) * 255
+    values = torch.rand(1, 1, 100, width, generator=generator)
+    torch.set_num_threads(1)
+    return partial(bilateral_filter, image, values, kernel="lattice")
+
+
+@pytest.mark.skipif("_torch_cpu" in NOT_LOADED, reason="no CPU kernels here")
+def test_lattice_is_linear_in_pixels(monkeypatch, threads):
+    """Three times the pixels, up to 3000 in a row, take at most five times the memory and the time; nine, if squared."""
+    seconds = {}
+    for width in (1000, 3000):
+        call = wide(width)
+        for _ in range(3):
+            start = time.process_time()
+            filtered = call()
+            seconds[width] = min(seconds.get(width, inf), time.process_time() - start)
+        assert filtered.isfinite().all()
+    assert seconds[3000] < 5 * seconds[1000]
+    if not os.access("/proc/self/clear_refs", os.W_OK):
+        pytest.skip("only Linux tells how much memory a process had")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))  # the process that measures imports this file
+    narrow, whole = (measure.peak_mb(f"{__name__}:wide", width) for width in (1000, 3000))
+    assert whole < 5 * narrow
+
+
+@pytest.mark.skipif("_torch_cpu" in NOT_LOADED, reason="no CPU kernels here")
+def test_many_threads_build_one_lattice(threads):
+    """Threads number the points of their pixels, and the numbers are joined: the same bits, and the reference's sums."""
+    inputs = filter_inputs("lattice", 1, 3, 128, 168)  # five times the pixels that one thread is woken for
+    inputs = {name: x.float() if isinstance(x, torch.Tensor) else x for name, x in inputs.items()}
+    crf = {"probabilities": inputs["values"], "image": inputs["image"], "kernel": "lattice", "iterations": 2}
+    threads(1)
+    expected = bilateral_filter(**inputs), dense_crf(**crf)
+    for count in (2, 3, 5):
+        threads(count)
+        for actual, same in zip((bilateral_filter(**inputs), dense_crf(**crf)), expected, strict=True):
+            assert torch.equal(actual, same)
     with reference_only():
-        expected = bilateral_filter(image[..., :500], values[..., :500], kernel="lattice")
-    assert relative(bilateral_filter(image[..., :500], values[..., :500], kernel="lattice"), expected) < 1e-6
-    assert bilateral_filter(image, values, kernel="lattice").isfinite().all()
+        assert relative(bilateral_filter(**inputs), expected[0]) < 1e-6
+
+
+@pytest.mark.parametrize("kernel", ["lattice", "exact"])
+def test_nan_stays_seen_without_gradients(kernel, device):
+    """A NaN in an image or in maps reaches the filter's and the mean field's result."""
+    inputs = filter_inputs(kernel)
+    for name in ("image", "values"):
+        image, values = (inputs[n].to(device, torch.float32, copy=True) for n in ("image", "values"))
+        {"image": image, "values": values}[name][0, 0, 3, 4] = torch.nan
+        assert bilateral_filter(image, values, kernel=kernel).isnan().any()
+        assert dense_crf(image, values, kernel=kernel, iterations=2).isnan().any()
 
 
 def test_colours_beyond_the_lattice_are_not_numbers():
