@@ -181,13 +181,9 @@ def test_exact_kernel_refuses_minutes(wrap):
         "crf": lambda: dense_crf(image, probabilities, kernel="exact"),
         "arrays": lambda: toco_kernels.numpy.dense_crf(image.numpy(), probabilities.numpy(), kernel="exact"),
     }
+    message = r"exact kernel .* minutes on a CPU for 1 x 600 x 600 pixels and 2 classes: use kernel='lattice'"
     for call in refused.values():
-        with (
-            pytest.raises(
-                RuntimeError, match=r"exact kernel .* minutes on a CPU for 1 x 600 x 600 .* kernel='lattice'"
-            ),
-            wrap(),
-        ):
+        with pytest.raises(RuntimeError, match=message), wrap():
             call()
 
 
@@ -202,26 +198,26 @@ def wide(width):
 
 @pytest.mark.skipif("_torch_cpu" in NOT_LOADED, reason="no CPU kernels here")
 def test_lattice_is_linear_in_pixels(monkeypatch, threads):
-    """Three times the pixels, up to 3000 in a row, take at most five times the memory and the time; nine, if squared."""
+    """Ten times the pixels, 3000 in a row, take well below thirty times the time and memory; a hundred, if squared."""
     seconds = {}
-    for width in (1000, 3000):
+    for width in (300, 3000):
         call = wide(width)
         for _ in range(3):
             start = time.process_time()
             filtered = call()
             seconds[width] = min(seconds.get(width, inf), time.process_time() - start)
         assert filtered.isfinite().all()
-    assert seconds[3000] < 5 * seconds[1000]
+    assert seconds[3000] < 30 * seconds[300]
     if not os.access("/proc/self/clear_refs", os.W_OK):
         pytest.skip("only Linux tells how much memory a process had")
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))  # the process that measures imports this file
-    narrow, whole = (measure.peak_mb(f"{__name__}:wide", width) for width in (1000, 3000))
-    assert whole < 5 * narrow
+    narrow, whole = (measure.peak_mb(f"{__name__}:wide", width) for width in (300, 3000))
+    assert whole < 30 * narrow
 
 
 @pytest.mark.skipif("_torch_cpu" in NOT_LOADED, reason="no CPU kernels here")
 def test_many_threads_build_one_lattice(threads):
-    """Threads number the points of their pixels, and the numbers are joined: the same bits, and the reference's sums."""
+    """Each numbers the points of its pixels, and the numbers are joined: the same bits, and the reference's sums."""
     inputs = filter_inputs("lattice", 1, 3, 128, 168)  # five times the pixels that one thread is woken for
     inputs = {name: x.float() if isinstance(x, torch.Tensor) else x for name, x in inputs.items()}
     crf = {"probabilities": inputs["values"], "image": inputs["image"], "kernel": "lattice", "iterations": 2}
