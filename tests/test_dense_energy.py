@@ -116,6 +116,30 @@ def test_compat_layer_on_probabilities(kernel, boxed, device):
     assert relative(grads[0], grads[1]) < 1e-5
 
 
+def test_compat_function():
+    """Called directly, as some training scripts do, and with the types that its callers pass."""
+    inputs = energy_inputs("lattice")
+    images, maps, rois, unlabeled = (inputs[n].float() for n in ("image", "probabilities", "roi", "unlabeled"))
+    maps.requires_grad_()
+    energy = dense_energy(images, maps, rois, unlabeled, kernel="lattice", sigma_rgb=15.0, sigma_xy=5.0)
+    shape = rois.shape
+    loss = compat.DenseEnergyLossFunction.apply(images, maps, 15, 5, rois, unlabeled.bool())
+    assert loss.shape == (1,)
+    assert rois.shape == shape
+    assert torch.equal(loss[0], energy)
+    for actual, expected in zip(*(torch.autograd.grad(x.sum(), maps) for x in (loss, energy)), strict=True):
+        assert torch.equal(actual, expected)
+
+
+@pytest.mark.parametrize("name", ["sigma_rgb", "sigma_xy", "scale_factor"])
+def test_compat_layer_names_what_is_wrong(name):
+    theirs = golden("energy_loss")
+    options = {"weight": 1e-7, "sigma_rgb": 15, "sigma_xy": 100, "scale_factor": 0.5} | {name: 0}
+    tensors = (theirs[n] for n in ("image", "logits", "labels", "boxes"))
+    with pytest.raises(ValueError, match=rf"^{name} must be positive.*, got 0"):
+        compat.get_energy_loss(*tensors, compat.DenseEnergyLoss(**options))
+
+
 def test_compat_scales_the_exact_kernel():
     """So that a weight tuned on the lattice keeps its meaning on photographs; on noise the two differ by more."""
     theirs = {name: array.numpy() for name, array in golden("dense_energy").items()}
@@ -144,6 +168,9 @@ def test_compat_bilateralfilter():
         compat.bilateralfilter_batch(image, values, one, 1, 5, 44, 60, 15.0, 50.0)
     with pytest.raises(TypeError, match=r"^ins must be a float32"):
         compat.bilateralfilter_batch(image, values.astype(np.float64), out, 1, 5, 44, 60, 15.0, 50.0)
+    for sigmas, name in (((0, 50.0), "sigmargb"), ((15.0, -1), "sigmaxy")):
+        with pytest.raises(ValueError, match=rf"^{name} must be positive, got"):
+            compat.bilateralfilter_batch(image, values, out, 1, 5, 44, 60, *sigmas)
     with pytest.raises(ValueError, match=r"^outs must be contiguous"):
         compat.bilateralfilter(image, values[: 44 * 60], np.zeros(2 * 44 * 60, np.float32)[::2], 44, 60, 15.0, 50.0)
 

@@ -11,8 +11,7 @@ ROOT = Path(__file__).parents[1]
 PHOTOGRAPHS = ROOT.parent / "shared" / "minivoc"  # not distributed
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
-pytest.importorskip("skimage")
-import refinement_study as study
+study = pytest.importorskip("refinement_study")
 
 
 @pytest.mark.skipif(not PHOTOGRAPHS.exists(), reason="the photographs are not distributed")
