@@ -62,13 +62,6 @@ def assert_same_bits(left, right):
         assert torch.equal(a, b)
 
 
-@pytest.fixture
-def threads():
-    before = torch.get_num_threads()
-    yield torch.set_num_threads
-    torch.set_num_threads(before)
-
-
 def test_every_operator_is_described():
     """A room that nobody entered in tests/rooms would owe nothing."""
     for name in toco_kernels.ROOMS:

@@ -1,11 +1,16 @@
 """What is particular to dense_energy; the rest is in test_contract.py."""
 
+import os
+import sys
+import time
+from functools import partial
+from math import inf
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from rooms import energy_inputs, logit_inputs
+from rooms import energy_inputs, filter_inputs, logit_inputs
 from torch import nn
 
 import toco_kernels.numpy
@@ -19,6 +24,7 @@ from toco_kernels import (
     dense_energy_from_logits,
 )
 from toco_kernels._library import NOT_LOADED
+from toco_kernels.common import measure
 from toco_kernels.testing import reference_only
 
 MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
@@ -110,6 +116,30 @@ def test_compat_layer_on_probabilities(kernel, boxed, device):
     assert relative(grads[0], grads[1]) < 1e-5
 
 
+def test_compat_function():
+    """Called directly, as some training scripts do, and with the types that its callers pass."""
+    inputs = energy_inputs("lattice")
+    images, maps, rois, unlabeled = (inputs[n].float() for n in ("image", "probabilities", "roi", "unlabeled"))
+    maps.requires_grad_()
+    energy = dense_energy(images, maps, rois, unlabeled, kernel="lattice", sigma_rgb=15.0, sigma_xy=5.0)
+    shape = rois.shape
+    loss = compat.DenseEnergyLossFunction.apply(images, maps, 15, 5, rois, unlabeled.bool())
+    assert loss.shape == (1,)
+    assert rois.shape == shape
+    assert torch.equal(loss[0], energy)
+    for actual, expected in zip(*(torch.autograd.grad(x.sum(), maps) for x in (loss, energy)), strict=True):
+        assert torch.equal(actual, expected)
+
+
+@pytest.mark.parametrize("name", ["sigma_rgb", "sigma_xy", "scale_factor"])
+def test_compat_layer_names_what_is_wrong(name):
+    theirs = golden("energy_loss")
+    options = {"weight": 1e-7, "sigma_rgb": 15, "sigma_xy": 100, "scale_factor": 0.5} | {name: 0}
+    tensors = (theirs[n] for n in ("image", "logits", "labels", "boxes"))
+    with pytest.raises(ValueError, match=rf"^{name} must be positive.*, got 0"):
+        compat.get_energy_loss(*tensors, compat.DenseEnergyLoss(**options))
+
+
 def test_compat_scales_the_exact_kernel():
     """So that a weight tuned on the lattice keeps its meaning on photographs; on noise the two differ by more."""
     theirs = {name: array.numpy() for name, array in golden("dense_energy").items()}
@@ -138,6 +168,9 @@ def test_compat_bilateralfilter():
         compat.bilateralfilter_batch(image, values, one, 1, 5, 44, 60, 15.0, 50.0)
     with pytest.raises(TypeError, match=r"^ins must be a float32"):
         compat.bilateralfilter_batch(image, values.astype(np.float64), out, 1, 5, 44, 60, 15.0, 50.0)
+    for sigmas, name in (((0, 50.0), "sigmargb"), ((15.0, -1), "sigmaxy")):
+        with pytest.raises(ValueError, match=rf"^{name} must be positive, got"):
+            compat.bilateralfilter_batch(image, values, out, 1, 5, 44, 60, *sigmas)
     with pytest.raises(ValueError, match=r"^outs must be contiguous"):
         compat.bilateralfilter(image, values[: 44 * 60], np.zeros(2 * 44 * 60, np.float32)[::2], 44, 60, 15.0, 50.0)
 
@@ -163,26 +196,77 @@ def test_modules():
         DenseEnergyLoss("lattice", scale_factor=0)
 
 
-def test_exact_kernel_refuses_minutes():
-    """Before it starts: 375 x 500 pixels are 3.5e10 pairs."""
-    image, probabilities = torch.zeros(1, 3, 375, 500), torch.full((1, 21, 375, 500), 1 / 21)
-    if "_torch_cpu" in NOT_LOADED:
-        pytest.skip("no CPU kernels here")
-    with pytest.raises(RuntimeError, match=r"exact kernel .* would take minutes .* 1 x 375 x 500 .* kernel='lattice'"):
-        dense_crf(image, probabilities, kernel="exact")
-    with pytest.raises(RuntimeError, match=r"exact kernel .* would take minutes"):
-        toco_kernels.numpy.dense_crf(image.numpy(), probabilities.numpy(), kernel="exact")
+@pytest.mark.parametrize("wrap", [reference_only, torch.no_grad], ids=["reference", "kernel"])
+def test_exact_kernel_refuses_minutes(wrap):
+    """Before it starts: 600 x 600 pixels are 1.3e11 pairs."""
+    image, probabilities = torch.zeros(1, 3, 600, 600), torch.full((1, 2, 600, 600), 0.5)
+    mask = torch.ones(1, 600, 600)
+    refused = {
+        "energy": lambda: dense_energy(image, probabilities, mask, mask, kernel="exact"),
+        "logits": lambda: dense_energy_from_logits(image, probabilities, mask.long(), kernel="exact", scale_factor=1),
+        "filter": lambda: bilateral_filter(image, probabilities, kernel="exact"),
+        "crf": lambda: dense_crf(image, probabilities, kernel="exact"),
+        "arrays": lambda: toco_kernels.numpy.dense_crf(image.numpy(), probabilities.numpy(), kernel="exact"),
+    }
+    message = r"exact kernel .* minutes on a CPU for 1 x 600 x 600 pixels and 2 classes: use kernel='lattice'"
+    for call in refused.values():
+        with pytest.raises(RuntimeError, match=message), wrap():
+            call()
 
 
-def test_lattice_memory_is_linear():
-    """An image 3000 pixels wide: a few hundred bytes for each pixel and class, not for each pair of pixels."""
+def wide(width):
+    """An image of random colours and a class map, 100 pixels high, and their filtering."""
     generator = torch.Generator().manual_seed(0)
-    image = torch.rand(1, 3, 40, 50, generator=generator).repeat(1, 1, 5, 60) * 255
-    values = torch.rand(1, 2, 200, 3000, generator=generator)
+    image = torch.rand(1, 3, 100, width, generator=generator) * 255
+    values = torch.rand(1, 1, 100, width, generator=generator)
+    torch.set_num_threads(1)
+    return partial(bilateral_filter, image, values, kernel="lattice")
+
+
+@pytest.mark.skipif("_torch_cpu" in NOT_LOADED, reason="no CPU kernels here")
+def test_lattice_is_linear_in_pixels(monkeypatch, threads):
+    """Ten times the pixels, 3000 in a row, take well below thirty times the time and memory; a hundred, if squared."""
+    seconds = {}
+    for width in (300, 3000):
+        call = wide(width)
+        for _ in range(3):
+            start = time.process_time()
+            filtered = call()
+            seconds[width] = min(seconds.get(width, inf), time.process_time() - start)
+        assert filtered.isfinite().all()
+    assert seconds[3000] < 30 * seconds[300]
+    if not os.access("/proc/self/clear_refs", os.W_OK):
+        pytest.skip("only Linux tells how much memory a process had")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))  # the process that measures imports this file
+    narrow, whole = (measure.peak_mb(f"{__name__}:wide", width) for width in (300, 3000))
+    assert whole < 30 * narrow
+
+
+@pytest.mark.skipif("_torch_cpu" in NOT_LOADED, reason="no CPU kernels here")
+def test_many_threads_build_one_lattice(threads):
+    """Each numbers the points of its pixels, and the numbers are joined: the same bits, and the reference's sums."""
+    inputs = filter_inputs("lattice", 1, 3, 128, 168)  # five times the pixels that one thread is woken for
+    inputs = {name: x.float() if isinstance(x, torch.Tensor) else x for name, x in inputs.items()}
+    crf = {"probabilities": inputs["values"], "image": inputs["image"], "kernel": "lattice", "iterations": 2}
+    threads(1)
+    expected = bilateral_filter(**inputs), dense_crf(**crf)
+    for count in (2, 3, 5):
+        threads(count)
+        for actual, same in zip((bilateral_filter(**inputs), dense_crf(**crf)), expected, strict=True):
+            assert torch.equal(actual, same)
     with reference_only():
-        expected = bilateral_filter(image[..., :500], values[..., :500], kernel="lattice")
-    assert relative(bilateral_filter(image[..., :500], values[..., :500], kernel="lattice"), expected) < 1e-6
-    assert bilateral_filter(image, values, kernel="lattice").isfinite().all()
+        assert relative(bilateral_filter(**inputs), expected[0]) < 1e-6
+
+
+@pytest.mark.parametrize("kernel", ["lattice", "exact"])
+def test_nan_stays_seen_without_gradients(kernel, device):
+    """A NaN in an image or in maps reaches the filter's and the mean field's result."""
+    inputs = filter_inputs(kernel)
+    for name in ("image", "values"):
+        image, values = (inputs[n].to(device, torch.float32, copy=True) for n in ("image", "values"))
+        {"image": image, "values": values}[name][0, 0, 3, 4] = torch.nan
+        assert bilateral_filter(image, values, kernel=kernel).isnan().any()
+        assert dense_crf(image, values, kernel=kernel, iterations=2).isnan().any()
 
 
 def test_colours_beyond_the_lattice_are_not_numbers():

@@ -2,6 +2,8 @@
 
 import subprocess
 import sys
+import time
+from threading import Thread
 
 import numpy as np
 import pytest
@@ -9,6 +11,7 @@ import torch
 from rooms import crf_inputs
 
 import toco_kernels
+import toco_kernels.numpy as dcrf
 from toco_kernels import numpy_crf
 from toco_kernels.numpy import DenseCRF2D, dense_crf, unary_from_labels, unary_from_softmax
 
@@ -69,6 +72,52 @@ def test_scales_of_each_axis(either):
     assert np.ptp(spread[0.1, 1e6], axis=1).min() > np.ptp(spread[1e6, 0.1], axis=1).max()
 
 
+def test_constants(either):
+    """`import toco_kernels.numpy as dcrf`, and calls as segmentation code writes them, give the defaults."""
+    image, probabilities = arrays()["image"][0].round(), arrays()["probabilities"][0]
+    image = np.ascontiguousarray(image.transpose(1, 2, 0).astype(np.uint8))
+    found = []
+    for options in ({"kernel": dcrf.DIAG_KERNEL, "normalization": dcrf.NORMALIZE_SYMMETRIC}, {}):
+        crf = dcrf.DenseCRF2D(image.shape[1], image.shape[0], len(probabilities))
+        crf.setUnaryEnergy(np.ascontiguousarray(dcrf.unary_from_softmax(probabilities)))
+        crf.addPairwiseGaussian((3, 3), 3, **options)
+        crf.addPairwiseBilateral(sxy=(50, 50), srgb=(5, 5, 5), rgbim=np.copy(image), compat=10, **options)
+        found.append(np.array(crf.inference(niter=2)).reshape(probabilities.shape))
+    assert np.array_equal(*found)
+    assert [dcrf.CONST_KERNEL, dcrf.DIAG_KERNEL, dcrf.FULL_KERNEL] == [0, 1, 2]
+    assert [dcrf.NO_NORMALIZATION, dcrf.NORMALIZE_BEFORE, dcrf.NORMALIZE_AFTER, dcrf.NORMALIZE_SYMMETRIC] == [
+        0,
+        1,
+        2,
+        3,
+    ]
+
+
+def test_unary_is_copied():
+    """As pydensecrf does: what is done to the array afterwards changes nothing."""
+    unary = unary_from_softmax(np.array([[0.2, 0.9], [0.8, 0.1]]))
+    crf = DenseCRF2D(2, 1, 2)
+    crf.setUnaryEnergy(unary)
+    unary[:] = 0
+    np.testing.assert_allclose(crf.inference(0), [[0.2, 0.9], [0.8, 0.1]], rtol=1e-6)
+
+
+def test_other_threads_run():
+    """The interpreter's lock is released."""
+    if numpy_crf._numpy is None:
+        pytest.skip("no NumPy kernels here")
+    crf = DenseCRF2D(160, 120, 4)
+    crf.setUnaryEnergy(np.zeros((4, 160 * 120), np.float32))
+    crf.addPairwiseGaussian(3, 3)
+    worker = Thread(target=crf.inference, args=(200,))
+    worker.start()
+    moments = 0
+    while worker.is_alive():
+        moments += 1
+        time.sleep(1e-3)
+    assert moments > 5
+
+
 def test_inference_without_pairs_is_the_softmax():
     unary = unary_from_softmax(np.array([[0.2, 0.9], [0.8, 0.1]]))
     crf = DenseCRF2D(2, 1, 2)
@@ -106,16 +155,24 @@ def bad_calls():
     def crf():
         return DenseCRF2D(4, 3, 2)
 
+    def ready():
+        ready = crf()
+        ready.setUnaryEnergy(unary)
+        return ready
+
     return {
         "w": lambda: DenseCRF2D(0, 3, 2),
         "nlabels": lambda: DenseCRF2D(4, 3, 2.5),
         "kernel": lambda: DenseCRF2D(4, 3, 2, kernel="gauss"),
         "threads": lambda: DenseCRF2D(4, 3, 2, threads=0),
         "u": lambda: crf().setUnaryEnergy(unary[:, 1:]),
+        "u ": lambda: crf().setUnaryEnergy(unary.astype(complex)),
         "sxy": lambda: crf().addPairwiseGaussian(0, 3),
         "compat": lambda: crf().addPairwiseGaussian(3, np.eye(2)),
         "normalization": lambda: crf().addPairwiseGaussian(3, 3, normalization=numpy_crf.NO_NORMALIZATION),
         "rgbim": lambda: crf().addPairwiseBilateral(3, 3, image[1:], 3),
+        "rgbim ": lambda: crf().addPairwiseBilateral(3, 3, image.astype(str), 3),
+        "niter": lambda: ready().inference(-1),
         "srgb": lambda: crf().addPairwiseBilateral(3, (1, 2), image, 3),
         "image": lambda: dense_crf(**arrays() | {"image": np.zeros((2, 3, 4, 4))}),
         "probabilities": lambda: dense_crf(**arrays() | {"probabilities": np.zeros((2, 3, 4, 4), int)}),
@@ -127,7 +184,7 @@ def bad_calls():
 
 @pytest.mark.parametrize("argument", bad_calls())
 def test_bad_arguments_are_named(argument):
-    with pytest.raises((TypeError, ValueError), match=rf"^{argument} must .+, got .+"):
+    with pytest.raises((TypeError, ValueError), match=rf"^{argument.strip()} must .+, got .+"):
         bad_calls()[argument]()
 
 

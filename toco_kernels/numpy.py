@@ -9,7 +9,19 @@ from collections.abc import Sequence
 import numpy as np
 
 from .common.errors import bad_type, bad_value, integer, number
-from .numpy_crf import DenseCRF2D, dense_crf, unary_from_labels, unary_from_softmax
+from .numpy_crf import (
+    CONST_KERNEL,
+    DIAG_KERNEL,
+    FULL_KERNEL,
+    NO_NORMALIZATION,
+    NORMALIZE_AFTER,
+    NORMALIZE_BEFORE,
+    NORMALIZE_SYMMETRIC,
+    DenseCRF2D,
+    dense_crf,
+    unary_from_labels,
+    unary_from_softmax,
+)
 
 try:
     from . import _numpy
@@ -17,6 +29,13 @@ except ImportError:
     _numpy = None
 
 __all__ = [
+    "CONST_KERNEL",
+    "DIAG_KERNEL",
+    "FULL_KERNEL",
+    "NORMALIZE_AFTER",
+    "NORMALIZE_BEFORE",
+    "NORMALIZE_SYMMETRIC",
+    "NO_NORMALIZATION",
     "DenseCRF2D",
     "affinity_refine",
     "class_token_contrast",

@@ -159,6 +159,8 @@ class DenseCRF2D:
         expected = (self.nlabels, self.height * self.width)
         if _array(u, "u", 2, "(nlabels, H * W)").shape != expected:
             raise bad_value("u", f"have shape (nlabels, H * W) = {expected}", f"shape {u.shape}")
+        if u.dtype.kind not in "fiu":
+            raise bad_type("u", "be real numbers", u.dtype)
         self._unary = u.astype(np.float32).reshape(1, self.nlabels, self.height, self.width)
 
     def addPairwiseGaussian(
@@ -184,6 +186,8 @@ class DenseCRF2D:
         expected = (self.height, self.width, 3)
         if _array(rgbim, "rgbim", 3, "(H, W, 3)").shape != expected:
             raise bad_value("rgbim", f"have shape (H, W, 3) = {expected}", f"shape {rgbim.shape}")
+        if rgbim.dtype.kind not in "fiu":
+            raise bad_type("rgbim", "be real numbers, usually uint8", rgbim.dtype)
         scales = [1 / s for s in _positive(sxy, "sxy", 2) + _positive(srgb, "srgb", 3)]
         image = np.ascontiguousarray(rgbim.astype(np.float32).transpose(2, 0, 1))[None]
         self._add(image, scales, compat, kernel, normalization)
@@ -196,11 +200,12 @@ class DenseCRF2D:
             raise bad_value("normalization", "be NORMALIZE_SYMMETRIC, the only one here", normalization)
         self._terms.append((image, scales, weight))
 
-    def inference(self, n_iterations: int) -> np.ndarray:  # (nlabels, H * W) float32
-        """Probabilities after `n_iterations` steps of mean field, one row for each class."""
+    def inference(self, niter: int) -> np.ndarray:  # (nlabels, H * W) float32
+        """Probabilities after `niter` steps of mean field, one row for each class."""
+        integer(niter, "niter", least=0)
         if self._unary is None:
             raise RuntimeError("DenseCRF2D: call setUnaryEnergy before inference")
-        q = _mean_field(self._unary, self._terms, n_iterations, self.kernel, self.threads)
+        q = _mean_field(self._unary, self._terms, niter, self.kernel, self.threads)
         return q.reshape(self.nlabels, -1)
 
 

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..common.errors import bad_type, bad_value
+from ..common.errors import bad_type, bad_value, number
 from ..dense_energy import bilateral_filter, dense_energy, dense_energy_from_logits
 
 __all__ = [
@@ -71,6 +71,9 @@ def get_energy_loss(
 
 class DenseEnergyLoss(nn.Module):
     """The published loss layer, of probabilities. `toco_kernels.DenseEnergyLoss` takes logits, in one operator.
+
+    Where `scale_factor` leaves a fraction of a pixel, everything is resized from the whole of the image, as some copies
+    of the layer do (`recompute_scale_factor=True`); the others differ there, and nowhere else.
 
     Args:
         weight: ToCo: 1e-7.
@@ -141,7 +144,10 @@ class DenseEnergyLoss(nn.Module):
 
 
 class DenseEnergyLossFunction:
-    """The published autograd function, called as such: `DenseEnergyLossFunction.apply(…)`."""
+    """The published autograd function, called as such: `DenseEnergyLossFunction.apply(…)`.
+
+    The published one returns its loss on the CPU and leaves `ROIs` with a dimension more; this one does neither.
+    """
 
     @staticmethod
     def apply(
@@ -205,7 +211,7 @@ def bilateralfilter_batch(
 
     Raises:
         TypeError: an array is not a float32 array.
-        ValueError: an array has another size, or `outs` is not contiguous.
+        ValueError: an array has another size, `outs` is not contiguous, or a scale is not positive.
     """
     arrays = []
     for name, array, channels in (("images", images, 3), ("ins", ins, K), ("outs", outs, K)):
@@ -216,6 +222,9 @@ def bilateralfilter_batch(
         arrays.append(array)
     if not outs.flags.c_contiguous or not outs.flags.writeable:
         raise bad_value("outs", "be contiguous and writeable, to be written in place", "one that is not")
+    for name, sigma in (("sigmargb", sigmargb), ("sigmaxy", sigmaxy)):
+        if not number(sigma, name) > 0:
+            raise bad_value(name, "be positive", sigma)
     image, values = (torch.from_numpy(np.array(array, np.float32).reshape(N, -1, H, W)) for array in arrays[:2])
     filtered = bilateral_filter(image, values, kernel=kernel, sigma_rgb=sigmargb, sigma_xy=sigmaxy)
     outs.reshape(N, K, H, W)[...] = (LATTICE_SHARE[kernel] * filtered).numpy()

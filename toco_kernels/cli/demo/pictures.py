@@ -69,16 +69,22 @@ def row(
     refined: np.ndarray,  # (H, W)
 ) -> "Image":
     """Photograph, coarse labels and refined labels side by side, with captions."""
+    return side_by_side(
+        [
+            (name, pixels),
+            (f"coarse class maps, {agreement(coarse, labels):.1%} agree", painted(pixels, coarse)),
+            (f"refined labels, {agreement(refined, labels):.1%} agree", painted(pixels, refined)),
+        ]
+    )
+
+
+def side_by_side(panels: list[tuple[str, np.ndarray]]) -> "Image":
+    """Pictures (H, W, 3) of one size in a row, each below its caption."""
     pillow, draw = import_extra("PIL.Image", "demo"), import_extra("PIL.ImageDraw", "demo")
     font = import_extra("PIL.ImageFont", "demo").load_default(size=14)
-    panels = [
-        (name, pixels),
-        (f"coarse class maps, {agreement(coarse, labels):.1%} agree", painted(pixels, coarse)),
-        (f"refined labels, {agreement(refined, labels):.1%} agree", painted(pixels, refined)),
-    ]
-    height, width = labels.shape
+    height, width, _ = panels[0][1].shape
     width = max(width, NARROWEST)
-    canvas = pillow.new("RGB", (3 * width + 2 * GAP, CAPTION + height), "white")
+    canvas = pillow.new("RGB", (len(panels) * (width + GAP) - GAP, CAPTION + height), "white")
     for column, (caption, panel) in enumerate(panels):
         cell = pillow.new("RGB", (width, CAPTION + height), "white")  # cuts a long name
         draw.Draw(cell).text((2, 3), caption, "black", font)
