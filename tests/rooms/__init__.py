@@ -13,7 +13,7 @@ from .cam import (
 )
 from .cam_training import CROP_UNCERTAIN, SEGMENTATION_LOSS, crop_inputs
 from .class_contrast import CLASS_CONTRAST, class_contrast_inputs
-from .dense_energy import DENSE_ENERGY, crf_inputs, energy_inputs, logit_inputs
+from .dense_energy import DENSE_ENERGY, crf_inputs, energy_inputs, filter_inputs, logit_inputs
 from .patch_contrast import PATCH_CONTRASTIVE_ERROR, PATCH_TOKEN_CONTRAST, error_inputs, token_inputs
 from .room import Room, needs_kernel
 from .topk_pool import LINEAR_TOPK_POOL, TOPK_POOL, linear_inputs, own_counts, pool_inputs
@@ -61,6 +61,7 @@ __all__ = [
     "crop_inputs",
     "energy_inputs",
     "error_inputs",
+    "filter_inputs",
     "label_inputs",
     "linear_inputs",
     "logit_inputs",
