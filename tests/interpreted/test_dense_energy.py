@@ -1,7 +1,6 @@
 """The launchers of the exact dense energy, on tensors of the CPU. tests/test_dense_energy_triton.py starts this."""
 
 import functools
-import re
 
 import pytest
 import torch
@@ -33,15 +32,15 @@ SMALL = {
     "exact_crf": lambda: crf_inputs("exact", 2, 3, 7, 11, iterations=1),
 }
 EDGES = {  # of those in tests/rooms: what the kernels could treat differently, and is small
-    "exact_energy": """one pixel, one class, many classes, empty roi, half a roi, no class is likely, integer masks, colours do not matter, nothing matters, small sigmas, many images, empty batch""",
-    "exact_energy_from_logits": """one pixel, one pixel left, one class, many classes, a third, empty box,
-        large logits, empty batch""",
-    "exact_filter": "one pixel, one value, whole vectors, one colour, positions do not matter, empty batch",
-    "exact_crf": "one pixel, one class, many classes, no iterations, certain, empty batch",
+    "exact_energy": "one pixel, one class, many classes, empty roi, no class is likely, colours do not matter, "
+    "nothing matters, small sigmas, many images, empty batch",
+    "exact_energy_from_logits": "one pixel, one pixel left, one class, many classes, a third, empty box, empty batch",
+    "exact_filter": "one pixel, one value, whole vectors, positions do not matter, empty batch",
+    "exact_crf": "one pixel, many classes, no iterations, empty batch",
 }
 for name, room in ROOMS.items():
     CASES[name] |= {"sample": room.sample}
-    CASES[name] |= {edge: room.edges[edge] for edge in re.split(r",\s+", EDGES[name])}
+    CASES[name] |= {edge: room.edges[edge] for edge in EDGES[name].split(", ")}
 
 
 class Interpreted(TorchFunctionMode):

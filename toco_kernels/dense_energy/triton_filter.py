@@ -10,10 +10,10 @@ two small parts none. Why not otherwise:
 * Tensor cores round sums towards zero, which for thousands of positive terms is a bias, not noise. So they add up
   BLOCK_J pixels at a time, small parts first; ordinary additions do the rest.
 
-Prediction from the floor, never measured: on sm_90 a pair of pixels takes 18 instructions of a thread (11 distances and
-exponential, 4 to halve it, 3 loads, sums and bookkeeping; counted in the compiled loop), 32 channels at most. An image
-of 224 x 224 has 2.5e9 pairs: 1.5 ms on 132 multiprocessors that start 4 x 32 of them at 1.75 GHz. The tensor cores'
-share is 0.25 ms beside it, the exponentials' 0.7 ms on a unit of their own.
+Prediction from the floor, never measured: on sm_90 a pair of pixels takes 18.5 instructions of a thread (distances and
+exponential 11, halving 4.5, loads, sums and bookkeeping 3; counted in the compiled loop) for up to 32 channels. An
+image of 224 x 224 has 2.5e9 pairs: 1.6 ms on 132 multiprocessors that start 128 of them per clock at 1.75 GHz. Tensor
+cores take 0.26 ms of their own, at best at the same time, and so do the exponentials with 0.7 ms.
 """
 
 import triton
@@ -68,7 +68,7 @@ def farther(exponent, i, j):
     return tl.fma(-difference, difference, exponent)
 
 
-@triton.jit(do_not_specialize=["channels", "pixels"])
+@triton.jit(do_not_specialize=["channels", "pixels", "tiles"])
 def filter_kernel(
     features,  # (B, 5, padded) float32: scaled so that an affinity is 2^-|f_i - f_j|²
     high,  # (B, width, padded)

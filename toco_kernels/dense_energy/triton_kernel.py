@@ -15,7 +15,8 @@ from torch import Tensor
 from .triton_filter import filter_kernel, halves_kernel
 from .triton_maps import energy_kernel, logits_backward_kernel
 
-TILE = {"BLOCK": 128, "BLOCK_J": 64, "num_warps": 4, "num_stages": 2}  # three to a multiprocessor
+BLOCK, BLOCK_J = 128, 64  # pixels of a tile; images are padded to whole tiles
+WARPS = {32: 4, 64: 8}  # by the channels of a tile, so that 255 registers suffice
 PROGRAMS = 2048  # fill the largest GPU several times over; with fewer blocks of pixels, their sums are cut into parts
 PART = 1024  # pixels at least
 
@@ -105,9 +106,10 @@ def exact_energy_from_logits(
         *size,
         height / size[0],
         width / size[1],
-        *(math.ceil(2 * to / fro) + 3 for fro, to in zip((height, width), size, strict=True)),
+        triton.cdiv(2 * size[0], height),
+        triton.cdiv(2 * size[1], width),
         BLOCK_X=block,
-        BLOCK_C=16,
+        BLOCK_C=32,
     )
     return loss, grad
 
@@ -164,7 +166,7 @@ def _features(image: Tensor, sigma_rgb: float, sigma_xy: float) -> Tensor:  # (B
     """Positions and colours, scaled for `filter_kernel`; zeros beyond the last pixel."""
     batch, _, height, width = image.shape
     unit = math.sqrt(math.log2(math.e) / 2)  # exp(-d² / 2) = 2^-(unit d)²
-    padded = triton.cdiv(height * width, TILE["BLOCK"]) * TILE["BLOCK"]
+    padded = triton.cdiv(height * width, BLOCK) * BLOCK
     features = image.new_zeros(batch, 5, padded)
     maps = features[:, :, : height * width].unflatten(2, (height, width))
     maps[:, 0] = torch.arange(width, dtype=torch.float32, device=image.device) * (unit / sigma_xy)
@@ -181,16 +183,16 @@ def _filter(
     values = values.contiguous().flatten(2)
     batch, channels, pixels = values.shape
     padded = features.shape[2]
-    block = 32 if channels <= 32 else 64
+    block = min(WARPS) if channels <= min(WARPS) else max(WARPS)
     width = triton.cdiv(channels, block) * block
     largest = torch.linalg.vector_norm(values, math.inf, dim=2)
     high, low, rest = (values.new_empty(batch, width, padded, dtype=torch.float16) for _ in range(3))
     units = values.new_empty(batch, width)
     sizes = channels, pixels, width, padded
-    halves_kernel[(padded // TILE["BLOCK"], width // block, batch)](
-        values, largest, high, low, rest, units, *sizes, BLOCK=TILE["BLOCK"], BLOCK_C=block
+    halves_kernel[(padded // BLOCK, width // block, batch)](
+        values, largest, high, low, rest, units, *sizes, BLOCK=BLOCK, BLOCK_C=block
     )
-    blocks, tiles = padded // TILE["BLOCK"], padded // TILE["BLOCK_J"]
+    blocks, tiles = padded // BLOCK, padded // BLOCK_J
     parts = max(1, min(triton.cdiv(PROGRAMS, blocks * width // block * batch), padded // PART))
     in_part = triton.cdiv(tiles, parts)
     parts = triton.cdiv(tiles, in_part)
@@ -204,8 +206,11 @@ def _filter(
         filtered,
         *sizes,
         in_part,
+        BLOCK=BLOCK,
+        BLOCK_J=BLOCK_J,
         BLOCK_C=block,
         EXACT=torch.backends.cuda.matmul.fp32_precision != "tf32",
-        **TILE,
+        num_warps=WARPS[block],
+        num_stages=2,
     )
     return filtered

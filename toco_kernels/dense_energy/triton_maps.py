@@ -55,9 +55,10 @@ def share_of(
 
 
 @triton.jit
-def first_target(position, ratio):
-    """A target not after the first one that a position has a share in, at most two before it."""
-    return tl.maximum(tl.floor((position.to(tl.float32) - 0.5) / ratio - 0.5).to(tl.int32) - 1, 0)
+def first_target(position, size, resized):
+    """The first target after the position before: (target + 1/2) * size / resized - 1/2 > position - 1, in integers."""
+    wanted = (2 * position.to(tl.int64) - 1) * resized + size
+    return (tl.maximum(wanted, 0) // (2 * size)).to(tl.int32)
 
 
 @triton.jit(
@@ -85,7 +86,7 @@ def logits_backward_kernel(
     """
     y, image = tl.program_id(1), tl.program_id(2).to(tl.int64)
     x = tl.program_id(0) * BLOCK_X + tl.arange(0, BLOCK_X)
-    from_y, from_x = first_target(y, ratio_y), first_target(x, ratio_x)
+    from_y, from_x = first_target(y, height, resized_height), first_target(x, width, resized_width)
     at = (image * channels * height + y) * width + x[None, :]
     dot = tl.zeros([BLOCK_X], tl.float32)
     for first in range(0, channels, BLOCK_C):
