@@ -89,7 +89,7 @@ def plain_filter(image, values, *, name="bilateral", sigma_rgb=15.0, sigma_xy=50
     return filtered
 
 
-def published_energy(image, logits, labels, boxes, kernel):
+def published_energy(image, logits, labels, boxes, kernel, filter_maps=plain_filter):
     """As published: softmax at full size, everything resized, and a gate for every class."""
     probabilities = logits.softmax(dim=1)
     region = torch.zeros_like(probabilities[:, 0])
@@ -102,7 +102,7 @@ def published_energy(image, logits, labels, boxes, kernel):
     region = region.expand_as(probabilities)
     gate = (region - probabilities.detach().amax(1, keepdim=True)).masked_fill(unlabeled, 1).clamp(min=0)
     inside = probabilities * region
-    filtered = plain_filter(images, inside) * gate
+    filtered = filter_maps(images, inside) * gate
     energy = -(inside * filtered).sum() / len(logits)
     return 2 * energy - energy.detach()
 

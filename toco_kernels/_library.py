@@ -102,7 +102,7 @@ def _without_autocast(function: Callable) -> Callable:
 def register_triton(op: str) -> None:
     """Register `<room>/triton_kernel.py`'s function of this name for CUDA; it is imported by the first call.
 
-    Double precision, and GPUs that Triton cannot serve, get the reference.
+    Double precision, and GPUs that Triton cannot serve, get the reference. Autocast does not reach into either.
     """
     operator = OPERATORS[op]
 
@@ -113,7 +113,7 @@ def register_triton(op: str) -> None:
         with torch.cuda.device(x.device):
             return getattr(kernel, op)(x, *args)
 
-    torch.library.impl(f"{NAMESPACE}::{op}", "CUDA", launch)
+    torch.library.impl(f"{NAMESPACE}::{op}", "CUDA", _without_autocast(launch))
 
 
 @cache

@@ -5,7 +5,7 @@ from functools import partial
 
 from torch import Tensor
 
-from .._library import accumulate_dtype, define
+from .._library import accumulate_dtype, define, register_triton
 from ..common.checks import check_constant
 from ..common.errors import bad_type, bad_value, integer, number
 from . import reference
@@ -44,6 +44,8 @@ _crfs = {
     )
     for kernel in KERNELS
 }
+register_triton("exact_filter")
+register_triton("exact_crf")
 
 
 def bilateral_filter(

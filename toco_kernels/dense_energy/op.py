@@ -6,7 +6,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from .._library import accumulate_dtype, define_loss
+from .._library import accumulate_dtype, define_loss, register_triton
 from ..common.checks import check_constant, check_floating, check_same_device, check_tensor
 from ..common.errors import bad_type, bad_value, integer, number
 from . import reference
@@ -30,6 +30,8 @@ _energy_from_logits = {
     )
     for kernel in KERNELS
 }
+register_triton("exact_energy")
+register_triton("exact_energy_from_logits")
 
 
 def dense_energy(
