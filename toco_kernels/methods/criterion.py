@@ -227,8 +227,8 @@ class ToCoCriterion(nn.Module):
             kernel = "exact" if images.device.type == "cuda" else "lattice"
             if kernel == "exact":
                 warnings.warn(
-                    "toco_kernels: on a GPU, reg is 0.60 times the exact Gaussian sum instead of the published lattice, "
-                    "which energy_kernel='lattice' computes",
+                    "toco_kernels: on a GPU, reg is 0.60 times the exact Gaussian sum, not the published lattice; "
+                    "energy_kernel='lattice' computes that",
                     stacklevel=3,
                 )
         energy = dense_energy_from_logits(
@@ -255,7 +255,7 @@ def negatives_term(
     temperature: float,
 ) -> Tensor:  # ()
     """The mean over images of 1 / (n + 1e-4) * 1/2 Σ_a log(1 + N_a), which `class_token_contrast` always adds."""
-    batch, crops = flags.shape
+    batch = len(flags)
     student, teacher = (x.to(_wide(x).dtype).unflatten(0, (-1, batch)).transpose(0, 1) for x in (student, teacher))
     logits = (teacher @ student.mT) / temperature  # (B, 2, crops)
     logits = logits.masked_fill((flags != 0)[:, None], -torch.inf)

@@ -30,8 +30,8 @@ class LargeFOV(nn.Module):
 class ClassTokenHead(nn.Module):
     """Projects class tokens: three linear layers with GELU, a unit vector, and its cosines with learned directions.
 
-    The published last layer is weight-normalised with a gain frozen at 1, which is what these cosines are. The output is
-    not normalised.
+    The published last layer is weight-normalised with a gain frozen at 1, which is what these cosines are. The output
+    is not normalised.
 
     Args:
         width: of class tokens.

@@ -26,8 +26,8 @@ class ToCo(nn.Module):
 
     `forward` is one training step without the optimiser's; `cams` and `predict` are for everything else.
 
-    Teacher and student share one backbone pass, the first global crop and the CAMs of the images themselves are the main
-    pass, and the decoder runs in it alone: the same losses as published, from 30 % fewer operations.
+    Teacher and student share one backbone pass, the first global crop and the CAMs of the images themselves are the
+    main pass, and the decoder runs in it alone: the same losses as published, from 30 % fewer operations.
 
     Args:
         backbone: the name of a timm ViT, see `Backbone`. ToCo: "deit_base_patch16_224.fb_in1k", or
@@ -244,7 +244,7 @@ class ToCo(nn.Module):
     def _cam_maps(
         self, images: Tensor, scales: Sequence[float], main: Tokens | None
     ) -> tuple[list[Tensor], list[Tensor]]:
-        """Small CAMs of both classifiers, (2B, C, h_s, w_s) for each scale. At scale 1 the main pass has half of them."""
+        """Small CAMs of both classifiers, (2B, C, h_s, w_s) for each scale; the main pass has half of those at 1."""
         maps, aux_maps = [], []
         for scale in scales:
             scaled = _scaled(images, scale)
