@@ -10,6 +10,7 @@ from toco_inputs import tiny_batch, tiny_toco
 from toco_kernels.methods import COCO, TINY, VOC, Stage, ToCo, learning_rate_factor, load_authors_checkpoint
 from toco_kernels.methods import parameter_groups as groups_of
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 HEAD = {"layers.": "mlp.", "directions.weight": "last_layer.weight_v"}
 DECODER = {"conv1.": "conv6.", "conv2.": "conv7.", "classifier.": "conv8."}
 

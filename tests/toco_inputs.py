@@ -51,10 +51,12 @@ def with_stage(config, **changes):
     return replace(config, stages=(replace(config.stages[-1], **changes),))
 
 
-def gradients(model, loss):
+def gradients(model, loss, *, again=False):
     """Of every parameter that is trained; zeros where the loss does not depend on it."""
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    grads = torch.autograd.grad(loss, [*trained.values()], retain_graph=True, allow_unused=True, materialize_grads=True)
+    grads = torch.autograd.grad(
+        loss, [*trained.values()], retain_graph=again, allow_unused=True, materialize_grads=True
+    )
     return dict(zip(trained, grads, strict=True))
 
 

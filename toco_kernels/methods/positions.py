@@ -30,7 +30,8 @@ def add_tokens_and_positions(
     """What timm's `VisionTransformer._pos_embed` does, with `resize_positions`."""
     batch, *grid, _ = x.shape
     names = ("cls_token", "dist_token", "reg_token")  # the order in which timm's models have them
-    tokens = [token.expand(batch, -1, -1) for name in names if (token := getattr(vit, name, None)) is not None]
+    tokens = [getattr(vit, name, None) for name in names]
+    tokens = [token.expand(batch, -1, -1) for token in tokens if token is not None]
     x = x.flatten(1, 2)
     if vit.pos_embed is None:
         return vit.pos_drop(torch.cat([*tokens, x], dim=1))
