@@ -8,6 +8,7 @@ from .backbone import Backbone, Tokens
 from .checkpoints import load_authors_checkpoint
 from .config import COCO, CONFIGS, TINY, VOC, Optimisation, Quirks, Stage, ToCoConfig
 from .criterion import ToCoCriterion, ToCoOutput
+from .distributed import shard_
 from .optimisation import learning_rate_factor, parameter_groups
 from .toco import ToCo
 
@@ -28,4 +29,5 @@ __all__ = [
     "learning_rate_factor",
     "load_authors_checkpoint",
     "parameter_groups",
+    "shard_",
 ]

@@ -233,12 +233,22 @@ class ToCo(nn.Module):
             local = self.backbone(crops.flatten(0, 1)).cls
         with record_function("toco::heads"):
             if self.training:
+                self._check_teacher_is_a_unit()
                 update_ema_(self.teacher, self.projector, config.momentum)
             both = torch.cat([main.cls, second])
             with torch.no_grad():
                 teacher = self.teacher(both)
             student = self.projector(torch.cat([both, local]))
         return {"student": student, "teacher": teacher, "flags": flags}
+
+    def _check_teacher_is_a_unit(self) -> None:
+        """FSDP2 gathers parameters for a unit's forward; what is written to them there is lost."""
+        if type(self) is ToCo:  # FSDP2 makes a class of its own
+            return
+        from torch.distributed.fsdp import FSDPModule
+
+        if isinstance(self, FSDPModule) and not isinstance(self.teacher, FSDPModule):
+            raise RuntimeError("teacher must be a unit of its own for FSDP2: use toco_kernels.methods.shard_")
 
     @torch.no_grad()
     def _cam_maps(
