@@ -11,6 +11,7 @@ prints the times, the share of every part, and the ceiling: how many fewer opera
 import argparse
 from functools import cache, partial
 
+import pytest
 import torch
 from bench_dense_energy import photographs, published_energy
 from harness import DEVICE, TRAINING, Bench, Case
@@ -20,6 +21,7 @@ from toco_kernels.common.measure import synchronize, time_calls
 from toco_kernels.methods import VOC, ToCo
 from toco_kernels.methods.published import published_step
 
+pytest.importorskip("timm")
 STEP = VOC.stages[0].until + 1  # where all losses count
 CROPS, LOCAL, PATCH = VOC.local_crops, VOC.local_size, 16
 

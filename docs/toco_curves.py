@@ -23,16 +23,14 @@ VIT = {"img_size": SIZE, "patch_size": 8, "embed_dim": 64, "depth": 4, "num_head
 
 
 def batch_of(step: int) -> dict:
-    """Photographs of one or two discs of five colours on a grey ground, and views of them; a step's are always alike."""
+    """Pictures of one or two discs of five colours on grey, and views of them; a step's are always alike."""
     generator = torch.Generator().manual_seed(step)
     y, x = torch.meshgrid(torch.arange(SIZE), torch.arange(SIZE), indexing="ij")
     images, labels = 0.4 + 0.1 * torch.randn(BATCH, 3, SIZE, SIZE, generator=generator), torch.zeros(BATCH, 5)
     for image, label in zip(images, labels, strict=True):
         for kind in torch.randperm(5, generator=generator)[: 1 + torch.randint(2, (), generator=generator)]:
-            middle, radius = (
-                torch.randint(12, SIZE - 12, (2,), generator=generator),
-                8 + 8 * torch.rand((), generator=generator),
-            )
+            middle = torch.randint(12, SIZE - 12, (2,), generator=generator)
+            radius = 8 + 8 * torch.rand((), generator=generator)
             disc = (y - middle[0]) ** 2 + (x - middle[1]) ** 2 < radius**2
             image[:, disc] = COLOURS[kind][:, None] + 0.05 * torch.randn(3, int(disc.sum()), generator=generator)
             label[kind] = 1
