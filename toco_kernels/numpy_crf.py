@@ -1,11 +1,11 @@
 """Dense CRFs on NumPy arrays, with pydensecrf's interface and without torch; part of `toco_kernels.numpy`."""
 
-import math
 from collections.abc import Sequence
 
 import numpy as np
 
 from .common.errors import bad_type, bad_value, integer, number
+from .common.exact_work import refuse_minutes
 
 try:
     from . import _numpy
@@ -16,14 +16,14 @@ except ImportError:
 CONST_KERNEL, DIAG_KERNEL, FULL_KERNEL = range(3)
 NO_NORMALIZATION, NORMALIZE_BEFORE, NORMALIZE_AFTER, NORMALIZE_SYMMETRIC = range(4)
 
-MOST_EXACT_WORK = 1e11  # pairs of pixels times 32 channels: minutes on two cores
-
 
 def _array(array: np.ndarray, argument: str, ndim: int, shape: str) -> np.ndarray:
     if not isinstance(array, np.ndarray):
         raise bad_type(argument, "be a numpy.ndarray", type(array).__name__)
     if array.ndim != ndim:
         raise bad_value(argument, f"have {ndim} dimensions {shape}", f"shape {array.shape}")
+    if array.dtype.kind not in "fiu":
+        raise bad_type(argument, "be real numbers", array.dtype)
     return array
 
 
@@ -50,13 +50,11 @@ def _mean_field(
     integer(threads, "threads", least=1)
     dtype = np.float32 if kernel == "lattice" else unary.dtype
     terms = [(image if image is None else image.astype(dtype), scales, weight) for image, scales, weight in terms]
-    batch, classes, height, width = unary.shape
-    work = batch * float(height * width) ** 2 * math.ceil(classes / 32) * len(terms) * (iterations + 1)
-    if kernel == "exact" and work > MOST_EXACT_WORK:
-        raise RuntimeError(
-            "dense_crf: the exact kernel takes the square of the pixels, and would take minutes on a CPU for "
-            f"{batch} x {height} x {width} pixels and {classes} classes: use kernel='lattice' or smaller images"
-        )
+    if unary.shape[2] * unary.shape[3] > 1 << 28:
+        raise bad_value("image", "have at most 2^28 pixels", unary.shape[2:])
+    if kernel == "exact":
+        filters = len(terms) * (iterations + 1)
+        refuse_minutes("dense_crf", unary.shape, filters, double=unary.dtype == np.float64, cores=threads)
     if _numpy is not None:
         return _numpy.mean_field(unary, terms, iterations, kernel == "exact", threads)
     import torch
@@ -77,7 +75,10 @@ def dense_crf(
     bilateral: Sequence[float] = (67.0, 3.0, 4.0),
     threads: int = 1,
 ) -> np.ndarray:  # (B, K, H, W)
-    """`toco_kernels.dense_crf`.
+    """`toco_kernels.dense_crf`: mean field of a dense CRF.
+
+        U = -log(probabilities, within 1e-5..1),    Q = softmax(-U)
+        Q <- softmax(-U + w_g * N_g Q + w_b * N_b Q)                              `iterations` times
 
     Args:
         image: (B, 3, H, W) colours on the scale of the bilateral sigma, of any real dtype.
@@ -108,10 +109,12 @@ def dense_crf(
     expected = (*probabilities.shape[:-3], 3, *probabilities.shape[-2:])
     if image.shape != expected:
         raise bad_value("image", f"have shape {expected}, the probabilities' size", f"shape {image.shape}")
-    if len(gaussian) != 2:
-        raise bad_value("gaussian", "be sigma_xy and weight", gaussian)
-    if len(bilateral) != 3:
-        raise bad_value("bilateral", "be sigma_xy, sigma_rgb and weight", bilateral)
+    for name, values, must in (
+        ("gaussian", gaussian, ("sigma_xy", "weight")),
+        ("bilateral", bilateral, ("sigma_xy", "sigma_rgb", "weight")),
+    ):
+        if not isinstance(values, (Sequence, np.ndarray)) or isinstance(values, str) or len(values) != len(must):
+            raise bad_value(name, f"be {', '.join(must[:-1])} and {must[-1]}", repr(values))
     (near,) = _positive(gaussian[0], "gaussian", 1)
     xy, rgb = _positive(bilateral[:2], "bilateral", 2)
     if alone:
@@ -138,7 +141,7 @@ class DenseCRF2D:
         w: width in pixels. Note the order.
         h: height in pixels.
         nlabels: how many classes.
-        kernel: "lattice", as in pydensecrf, or "exact".
+        kernel: "lattice", as in pydensecrf, or "exact". (That of `addPairwise…` is pydensecrf's, and another thing.)
         threads: how many threads `inference` uses, >= 1; the result does not depend on it.
     """
 
@@ -159,8 +162,6 @@ class DenseCRF2D:
         expected = (self.nlabels, self.height * self.width)
         if _array(u, "u", 2, "(nlabels, H * W)").shape != expected:
             raise bad_value("u", f"have shape (nlabels, H * W) = {expected}", f"shape {u.shape}")
-        if u.dtype.kind not in "fiu":
-            raise bad_type("u", "be real numbers", u.dtype)
         self._unary = u.astype(np.float32).reshape(1, self.nlabels, self.height, self.width)
 
     def addPairwiseGaussian(
@@ -186,8 +187,6 @@ class DenseCRF2D:
         expected = (self.height, self.width, 3)
         if _array(rgbim, "rgbim", 3, "(H, W, 3)").shape != expected:
             raise bad_value("rgbim", f"have shape (H, W, 3) = {expected}", f"shape {rgbim.shape}")
-        if rgbim.dtype.kind not in "fiu":
-            raise bad_type("rgbim", "be real numbers, usually uint8", rgbim.dtype)
         scales = [1 / s for s in _positive(sxy, "sxy", 2) + _positive(srgb, "srgb", 3)]
         image = np.ascontiguousarray(rgbim.astype(np.float32).transpose(2, 0, 1))[None]
         self._add(image, scales, compat, kernel, normalization)
@@ -225,8 +224,13 @@ def unary_from_softmax(
         (K, pixels) energies, float32.
 
     Raises:
+        TypeError: sm is no array of numbers.
         ValueError: scale is not in (0, 1].
     """
+    if not isinstance(sm, np.ndarray) or not sm.ndim or sm.dtype.kind not in "fiu":
+        raise bad_type(
+            "sm", "be a numpy.ndarray of real numbers, classes first", getattr(sm, "dtype", type(sm).__name__)
+        )
     classes = sm.shape[0]
     if scale is not None:
         if not 0 < number(scale, "scale") <= 1:
@@ -256,12 +260,15 @@ def unary_from_labels(
         (n_labels, pixels) energies, float32; equal for all classes where unsure.
 
     Raises:
+        TypeError: labels are no integers.
         ValueError: gt_prob or a label is out of range.
     """
     if not 0 < number(gt_prob, "gt_prob") < 1:
         raise bad_value("gt_prob", "be in (0, 1)", gt_prob)
     integer(n_labels, "n_labels", least=2)
     labels = np.asarray(labels).reshape(-1)
+    if labels.dtype.kind not in "iu":
+        raise bad_type("labels", "be integers", labels.dtype)
     least = int(zero_unsure)
     if labels.size and (labels.min() < 0 or labels.max() >= n_labels + least):
         raise bad_value("labels", f"be in 0..{n_labels - 1 + least}", f"{labels.min()}..{labels.max()}")

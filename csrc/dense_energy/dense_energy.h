@@ -20,13 +20,6 @@ struct EnergyShape {
 // Images are (B, 3, H, W) in float for the lattice, in Accumulate<T> for the exact kernel.
 using Image = const void*;
 
-// How much there is to do with the exact kernel, in products of a pair of pixels with 32 channels; and what is refused,
-// because it would take minutes.
-inline double exact_work(int64_t batch, int64_t pixels, int64_t channels, int64_t filters) {
-  return double(batch) * pixels * pixels * ((channels + 31) / 32) * filters;
-}
-constexpr double kMostExactWork = 1e11;
-
 struct EnergyOptions {
   double sigma_rgb, sigma_xy;
   FilterKernel kernel;

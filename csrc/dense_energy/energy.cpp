@@ -123,7 +123,7 @@ class EnergyOfImage {
   }
 
   // Returns the energy. `grad` (classes, pixels), where it is wanted, gets that of the values, times `scale`.
-  double filter(PairFilter<A>& filter, A scale, A* grad) {
+  double energy(PairFilter<A>& filter, A scale, A* grad) {
     const int64_t pixels = s_.pixels();
     const Buffer<double> energies((pixels + kPixels - 1) / kPixels);  // added up in one order, whichever was first
     filter.spread(values_.data, nullptr, s_.classes, parallel_);
@@ -133,10 +133,10 @@ class EnergyOfImage {
                     roi_ + first, scale, energies.data + first / kPixels);
       if (grad) put_planes(planes, s_.classes, pixels, first, count, grad);
     };
-    every_few_pixels<A>(pixels, s_.classes, s_.classes * 16, parallel_, few);
-    double energy = 0;
-    for (int64_t first = 0; first < pixels; first += kPixels) energy += energies.data[first / kPixels];
-    return energy;
+    every_few_pixels<A>(pixels, s_.classes, filter.work(), parallel_, few);
+    double sum = 0;
+    for (int64_t first = 0; first < pixels; first += kPixels) sum += energies.data[first / kPixels];
+    return sum;
   }
 
   // Back through the resizing and the softmax, whose probabilities are computed again: cheaper than to keep them.
@@ -166,7 +166,7 @@ class EnergyOfImage {
             for (int64_t k = 0; k < x_axis.most; ++k) {
               const A* weight = x_axis.weight->data + k * s_.width;
               const int32_t* source = x_axis.source->data + k * s_.width;
-              for (int64_t x = 0; x < s_.width; ++x) out[x] += weight[x] * mixed[source[x]];
+              for (int64_t x = 0; x < s_.width; ++x) out[x] += weight[x] ? weight[x] * mixed[source[x]] : A(0);
             }
           }
         });
@@ -212,21 +212,21 @@ void dense_energy_cpu(const T* maps, Image image, const Accumulate<T>* roi, cons
     const int64_t pixels = s.pixels(), size = s.classes * s.height * s.width;
     PairFilter<A> filter(options.kernel, image_of<A>(image, b, options.kernel, pixels), s.image_height, s.image_width,
                          scales, s.classes, threads);
-    EnergyOfImage<T> energy(maps + b * size, roi + b * pixels, unlabeled + b * pixels, s, threads);
+    EnergyOfImage<T> of_image(maps + b * size, roi + b * pixels, unlabeled + b * pixels, s, threads);
     const A scale = A(-2) / A(s.batch);
     if (logits) {
-      energy.read_logits(y_axis, x_axis);
+      of_image.read_logits(y_axis, x_axis);
       const Buffer<A> grad_values(grad ? s.classes * pixels : 0);
-      energies.data[b] = energy.filter(filter, scale, grad ? grad_values.data : nullptr);
-      if (grad) energy.write_gradient_of_logits(y_axis, x_axis, grad_values.data, grad + b * size);
+      energies.data[b] = of_image.energy(filter, scale, grad ? grad_values.data : nullptr);
+      if (grad) of_image.write_gradient_of_logits(y_axis, x_axis, grad_values.data, grad + b * size);
     } else {
-      energy.read_probabilities();
-      energies.data[b] = energy.filter(filter, scale, grad ? grad + b * size : nullptr);
+      of_image.read_probabilities();
+      energies.data[b] = of_image.energy(filter, scale, grad ? grad + b * size : nullptr);
     }
   });
   double sum = 0;
   for (int64_t b = 0; b < s.batch; ++b) sum += energies.data[b];
-  *loss = A(-sum / std::max<int64_t>(s.batch, 1));
+  *loss = A((0 - sum) / std::max<int64_t>(s.batch, 1));  // 0 of no images, and not -0
 }
 
 #define INSTANTIATE(T)                                                                                     \

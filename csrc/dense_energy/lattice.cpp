@@ -110,8 +110,6 @@ void lattice_factors(const Features& features, float* factors) {
     factors[i] = float(std::sqrt(2.0 / 3) * (d + 1) / std::sqrt(double((i + 1) * (i + 2))) * features.scales[i]);
 }
 
-inline int64_t blocks_of(int64_t channels) { return (channels + kLanes - 1) / kLanes; }
-
 // Consecutive pixels, of which a thread has at least enough to be worth waking it.
 int64_t parts_of(int64_t pixels, const Parallel& parallel) {
   return std::max<int64_t>(1, std::min<int64_t>(parallel.threads, pixels / 4096));
@@ -192,8 +190,7 @@ Chains chains_along(const Numbering<Code>& numbering, Coding<Code> coding, int d
 }  // namespace
 
 Lattice::Lattice(const Features& features, const Parallel& parallel)
-    : d_(features.count()), pixels_(features.pixels()), corners_(pixels_ * (d_ + 1) + kAhead) {
-  std::fill_n(corners_.data + pixels_ * (d_ + 1), kAhead, Corner{});
+    : d_(features.count()), pixels_(features.pixels()), corners_(pixels_ * (d_ + 1)) {
   if (!build<uint64_t>(features, parallel)) build<unsigned __int128>(features, parallel);
 }
 
@@ -235,14 +232,16 @@ bool Lattice::build(const Features& features, const Parallel& parallel) {
 
 template <typename A>
 void Lattice::spread(const A* maps, const A* norms, int64_t channels, A* points, const Parallel& parallel) const {
-  every(blocks_of(channels), parallel, [&](int64_t block, const Parallel& threads) {
+  const int64_t blocks = blocks_of(channels), size = points_ * kLanes;
+  parallel.in_turn(blocks, pixels_ * (d_ + 1) * kLanes, [&](int64_t block, int) {
     const int64_t channel = block * kLanes, some = std::min(kLanes, channels - channel);
-    A* lanes = points + block * points_ * kLanes;
-    std::fill_n(lanes, points_ * kLanes, A(0));
-    CALL_BEST_ISA(splat, maps + channel * pixels_, pixels_, some, norms, corners_.data, d_ + 1, lanes);
+    std::fill_n(points + block * size, size, A(0));
+    CALL_BEST_ISA(splat, maps + channel * pixels_, pixels_, some, norms, corners_.data, d_ + 1, points + block * size);
+  });
+  every(blocks, parallel, [&](int64_t block, const Parallel& threads) {
     for (const Chains& chains : chains_)
       threads.loop(chains.first.size() - 1, grain_for(kLanes * 4), [&](int64_t begin, int64_t end, int) {
-        CALL_BEST_ISA(blur, lanes, chains.points.data(), chains.first.data(), begin, end);
+        CALL_BEST_ISA(blur, points + block * size, chains.points.data(), chains.first.data(), begin, end);
       });
   });
 }

@@ -40,12 +40,14 @@ struct Chains {
   std::vector<int32_t> first;   // (chains + 1): where each begins in `points`
 };
 
+inline int64_t blocks_of(int64_t channels) { return (channels + kLanes - 1) / kLanes; }
+
 class Lattice {
  public:
   Lattice(const Features& features, const Parallel& parallel);
 
-  // Splat and blur: what maps (channels, pixels) are at the points (blocks of kLanes channels, points, kLanes), on
-  // kLanes channels for each thread or on all threads for kLanes channels.
+  // Splat and blur: what maps (channels, pixels) are at the points, (blocks of kLanes channels, points, kLanes). As
+  // many threads splat as there are blocks; all of them blur.
   template <typename A>
   void spread(const A* maps, const A* norms, int64_t channels, A* points, const Parallel& parallel) const;
 
@@ -62,7 +64,7 @@ class Lattice {
   const int d_;
   const int64_t pixels_;
   int64_t points_ = 0;
-  const Buffer<Corner> corners_;  // (pixels, d + 1), and kAhead more
+  const Buffer<Corner> corners_;  // (pixels, d + 1)
   std::vector<Chains> chains_;    // (d + 1): of each direction
 };
 

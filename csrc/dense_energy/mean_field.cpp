@@ -19,7 +19,7 @@ class NormalisedFilter {
       : filter_(kernel, image, s.height, s.width, term.scales, s.classes, parallel), norms_(s.pixels()) {
     std::fill_n(norms_.data, s.pixels(), A(1));
     filter_.spread(norms_.data, nullptr, 1, parallel);
-    every_few_pixels<A>(s.pixels(), 1, kLanes * 8, parallel, [&](int64_t first, int64_t count, A* planes) {
+    every_few_pixels<A>(s.pixels(), 1, filter_.work(), parallel, [&](int64_t first, int64_t count, A* planes) {
       filter_.read(first, count, planes);
       for (int64_t i = 0; i < count; ++i) norms_.data[first + i] = 1 / std::sqrt(planes[i] + A(1e-20));
     });
@@ -29,6 +29,7 @@ class NormalisedFilter {
     filter_.spread(maps, norms_.data, channels, parallel);
   }
   void read(int64_t first, int64_t count, A* planes) const { filter_.read(first, count, planes); }
+  int64_t work() const { return filter_.work(); }
 
  private:
   PairFilter<A> filter_;
@@ -40,13 +41,15 @@ void mean_field(const A* unary, A* q, const std::vector<PairwiseTerm>& terms, in
                 FilterKernel kernel, EnergyShape s, const Parallel& parallel) {
   const int64_t pixels = s.pixels();
   std::vector<std::unique_ptr<NormalisedFilter<A>>> filters;
-  for (const PairwiseTerm& term : terms)
+  int64_t work = s.classes * 16;
+  for (const PairwiseTerm& term : iterations ? terms : std::vector<PairwiseTerm>())
     filters.push_back(
         std::make_unique<NormalisedFilter<A>>(term, image_of<A>(term.image, b, kernel, pixels), kernel, s, parallel));
+  for (const auto& filter : filters) work += filter->work();
   for (int64_t iteration = 0; iteration <= iterations; ++iteration) {
     const size_t used = iteration ? terms.size() : 0;  // at first, of the unary alone
     for (size_t t = 0; t < used; ++t) filters[t]->spread(q, s.classes, parallel);
-    every_few_pixels<A>(pixels, 2 * whole_groups(s.classes), s.classes * 32, parallel,
+    every_few_pixels<A>(pixels, 2 * whole_groups(s.classes), work, parallel,
                         [&](int64_t first, int64_t count, A* planes) {
                           A* filtered = planes + whole_groups(s.classes) * kPixels;
                           CALL_BEST_ISA(load_negative, unary + first, pixels, s.classes, count, planes);
@@ -81,7 +84,7 @@ void bilateral_filter_cpu(const A* values, Image image, A* filtered, EnergyOptio
     PairFilter<A> filter(options.kernel, image_of<A>(image, b, options.kernel, pixels), s.height, s.width, scales,
                          s.classes, threads);
     filter.spread(values + b * size, nullptr, s.classes, threads);
-    every_few_pixels<A>(pixels, s.classes, s.classes * 16, threads, [&](int64_t first, int64_t count, A* planes) {
+    every_few_pixels<A>(pixels, s.classes, filter.work(), threads, [&](int64_t first, int64_t count, A* planes) {
       filter.read(first, count, planes);
       put_planes(planes, s.classes, pixels, first, count, filtered + b * size);
     });

@@ -10,8 +10,10 @@ namespace toco {
 // Affinities and probabilities below this vanish: their products would be subnormal, on which processors are slow.
 constexpr float kNothing = 1e-30f;
 
-// Channels are filtered this many together by one filter or the other; so planes are made for a multiple of them.
+// So many channels are multiplied together by exact affinities. Planes of either filter have room for a multiple of
+// them.
 constexpr int64_t kGroup = 32;
+static_assert(kGroup % kLanes == 0);
 
 inline int64_t whole_groups(int64_t channels) { return (channels + kGroup - 1) / kGroup * kGroup; }
 
@@ -36,7 +38,7 @@ class PairFilter {
  public:
   PairFilter(FilterKernel kernel, Image image, int64_t height, int64_t width, const double* scales, int64_t channels,
              const Parallel& parallel)
-      : channels_(channels) {
+      : channels_(channels), work_((kernel == FilterKernel::kExact ? height * width : 8) * channels) {
     if (kernel == FilterKernel::kExact) {
       exact_ = std::make_unique<ExactSum<A>>(static_cast<const A*>(image), height, width, scales);
       spread_ = std::make_unique<Buffer<A>>(height * width * whole_groups(channels));
@@ -45,7 +47,7 @@ class PairFilter {
     Features features{static_cast<const float*>(image), height, width, {}};
     std::copy_n(scales, features.count(), features.scales);
     lattice_ = std::make_unique<Lattice>(features, parallel);
-    spread_ = std::make_unique<Buffer<A>>(lattice_->points() * whole_groups(channels));
+    spread_ = std::make_unique<Buffer<A>>(lattice_->points() * blocks_of(channels) * kLanes);
   }
 
   // Takes in maps (channels, pixels), of at most as many channels as were announced.
@@ -67,11 +69,15 @@ class PairFilter {
       exact_->read(spread_->data, norms_, channels_, first, count, planes);
   }
 
+  // Of reading one pixel, in multiply-adds.
+  int64_t work() const { return work_; }
+
  private:
   std::unique_ptr<Lattice> lattice_;
   std::unique_ptr<ExactSum<A>> exact_;
   std::unique_ptr<Buffer<A>> spread_;
   int64_t channels_;
+  const int64_t work_;
   const A* norms_ = nullptr;
 };
 

@@ -4,19 +4,11 @@ namespace toco {
 
 constexpr FilterKernel kLattice = FilterKernel::kLattice, kExact = FilterKernel::kExact;
 
-static void check_work(FilterKernel kernel, EnergyShape s, int64_t filters) {
-  STD_TORCH_CHECK(kernel == kLattice || exact_work(s.batch, s.pixels(), s.classes, filters) <= kMostExactWork,
-                  "dense_energy: the exact kernel takes the square of the pixels, and would take minutes on a CPU for ",
-                  s.batch, " x ", s.image_height, " x ", s.image_width, " pixels and ", s.classes,
-                  " classes: use kernel='lattice', smaller images or a GPU");
-}
-
 template <FilterKernel kernel, bool logits>
 std::tuple<Tensor, Tensor> dense_energy(const Tensor& maps, const Tensor& image, const Tensor& roi,
                                         const Tensor& unlabeled, double sigma_rgb, double sigma_xy, bool with_grad) {
   return dense_energy_on(maps, image, roi, unlabeled, kernel, logits, with_grad,
                          [&](auto* m, Image i, auto* r, auto* u, auto* loss, auto* grad, EnergyShape shape) {
-                           check_work(kernel, shape, 1);
                            dense_energy_cpu(m, i, r, u, loss, grad, logits, {sigma_rgb, sigma_xy, kernel}, shape,
                                             torch_threads());
                          });
@@ -25,7 +17,6 @@ std::tuple<Tensor, Tensor> dense_energy(const Tensor& maps, const Tensor& image,
 template <FilterKernel kernel>
 Tensor bilateral_filter(const Tensor& values, const Tensor& image, double sigma_rgb, double sigma_xy) {
   return dense_filter_on(values, image, kernel, [&](auto* v, Image i, auto* filtered, EnergyShape shape) {
-    check_work(kernel, shape, 1);
     bilateral_filter_cpu(v, i, filtered, {sigma_rgb, sigma_xy, kernel}, shape, torch_threads());
   });
 }
@@ -36,7 +27,6 @@ Tensor dense_crf(const Tensor& unary, const Tensor& image, int64_t iterations, s
   STD_TORCH_CHECK(gaussian.size() == 2 && bilateral.size() == 3 && iterations >= 0,
                   "gaussian must be two numbers, bilateral three, and iterations not negative");
   return dense_filter_on(unary, image, kernel, [&](auto* u, Image i, auto* q, EnergyShape shape) {
-    check_work(kernel, shape, 2 * iterations + 2);
     const double near = 1 / gaussian[0], xy = 1 / bilateral[0], rgb = 1 / bilateral[1];
     const std::vector<PairwiseTerm> terms = {{nullptr, {near, near}, gaussian[1]},
                                              {i, {xy, xy, rgb, rgb, rgb}, bilateral[2]}};

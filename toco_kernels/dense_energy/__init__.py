@@ -11,9 +11,9 @@ The published gradient, dS = -2/B G (K S') roi, treats G and K S' as constants. 
 `kernel` says what K S' is, and has no default, because the two are different functions:
 
 * "exact" is the sum above over all pairs of pixels: quadratic in pixels.
-* "lattice" is what the published code computes: a permutohedral lattice, linear in pixels. It returns 0.59 to 0.62 of
-  the exact sum, and after that factor is off by a further 6 to 9.5 %. So 0.60 times the exact energy goes with weights
-  that were tuned on the lattice, and no factor makes the two equal.
+* "lattice" is what the published code computes: a permutohedral lattice, linear in pixels. On photographs it returns
+  about 0.60 of the exact sum, and after that factor is off by a further 6 to 10 %. So 0.60 times the exact energy goes
+  with weights that were tuned on the lattice, and no factor makes the two equal.
 
 `dense_crf` is mean-field inference with the same filters (Krähenbühl & Koltun, NIPS 2011).
 """

@@ -3,13 +3,14 @@
 from collections.abc import Sequence
 from functools import partial
 
+import numpy as np
 from torch import Tensor
 
 from .._library import accumulate_dtype, define, register_triton
 from ..common.checks import check_constant
 from ..common.errors import bad_type, bad_value, integer, number
 from . import reference
-from .op import KERNELS, check_maps, checked_kernel, geometry_dtype, positive
+from .op import KERNELS, check_maps, check_work, checked_kernel, geometry_dtype, positive
 
 LEAST = 1e-5  # a probability below this counts as this in its logarithm
 
@@ -63,7 +64,7 @@ def bilateral_filter(
     not normalised; with "lattice", the permutohedral approximation of it, about 0.6 of the sum.
 
     Args:
-        image: (B, 3, H, W) colours on the scale of sigma_rgb, usually 0..255.
+        image: (B, 3, H, W) colours on the scale of sigma_rgb, usually 0..255; integers or floating point.
         values: (B, K, H, W) float32, float64, float16 or bfloat16; computed in float32 (float64 for float64).
         kernel: "lattice" or "exact", see `dense_energy`.
         sigma_rgb: the scale of colours, > 0 or infinite.
@@ -75,13 +76,14 @@ def bilateral_filter(
     Raises:
         TypeError: an argument is no tensor or has a dtype not listed above.
         ValueError: shapes or devices disagree, an option is none of those above, or an input requires a gradient.
-        RuntimeError: the exact kernel would take minutes on this CPU.
+        RuntimeError: the exact kernel would take minutes.
 
     Source: Adams, Baek, Davis, Eurographics 2010, without normalisation.
     """
     check_maps(image, values, "values")
     check_constant(values, "values", "the filter has no gradient: the losses count what it returns as a constant")
     kernel, sigma_rgb, sigma_xy = checked_kernel(kernel, sigma_rgb, sigma_xy)
+    check_work("bilateral_filter", kernel, values, values.shape[2:], 1)
     image = image.to(geometry_dtype(kernel, values))
     filtered = _filters[kernel](values.to(accumulate_dtype(values.dtype)), image, sigma_rgb, sigma_xy)
     return filtered.to(values.dtype)
@@ -98,14 +100,14 @@ def dense_crf(
 ) -> Tensor:  # (B, K, H, W)
     """Class probabilities made to agree between pixels that are close, and close in colour: a dense CRF's mean field.
 
-        U = -log(probabilities, at least 1e-5),    Q = softmax(-U)
+        U = -log(probabilities, within 1e-5..1),    Q = softmax(-U)
         Q <- softmax(-U + w_g * N_g Q + w_b * N_b Q)                              `iterations` times
 
     where N is a filter, of positions alone (g) or of positions and colours (b), between two multiplications by
     1 / sqrt(filter of ones): the symmetric normalisation that pydensecrf uses by default.
 
     Args:
-        image: (B, 3, H, W) colours on the scale of the bilateral sigma, usually 0..255.
+        image: (B, 3, H, W) colours on the scale of the bilateral sigma, usually 0..255; integers or floating point.
         probabilities: (B, K, H, W) float32, float64, float16 or bfloat16; computed in float32 (float64 for float64).
         kernel: "lattice", as pydensecrf has it, or "exact", see `dense_energy`. Here the two are close, because the
             normalisation cancels the lattice's factor.
@@ -119,7 +121,7 @@ def dense_crf(
     Raises:
         TypeError: an argument is no tensor or has a dtype not listed above.
         ValueError: shapes or devices disagree, an option is none of those above, or an input requires a gradient.
-        RuntimeError: the exact kernel would take minutes on this CPU.
+        RuntimeError: the exact kernel would take minutes.
 
     Source: Krähenbühl & Koltun, Efficient Inference in Fully Connected CRFs with Gaussian Edge Potentials, NIPS 2011.
     """
@@ -127,18 +129,20 @@ def dense_crf(
     check_constant(probabilities, "probabilities", "mean-field inference has no gradient here")
     kernel, *_ = checked_kernel(kernel, 1.0, 1.0)
     iterations = integer(iterations, "iterations", least=0)
-    gaussian = checked_filter(gaussian, "gaussian", "sigma_xy and weight")
-    bilateral = checked_filter(bilateral, "bilateral", "sigma_xy, sigma_rgb and weight")
+    gaussian = checked_filter(gaussian, "gaussian", ("sigma_xy", "weight"))
+    bilateral = checked_filter(bilateral, "bilateral", ("sigma_xy", "sigma_rgb", "weight"))
+    check_work("dense_crf", kernel, probabilities, probabilities.shape[2:], 2 * (iterations + 1))
     unary = -probabilities.to(accumulate_dtype(probabilities.dtype)).clamp(LEAST, 1).log()
     image = image.to(geometry_dtype(kernel, probabilities))
     return _crfs[kernel](unary, image, iterations, gaussian, bilateral).to(probabilities.dtype)
 
 
-def checked_filter(values: Sequence[float], argument: str, names: str) -> list[float]:
+def checked_filter(values: Sequence[float], argument: str, names: tuple[str, ...]) -> list[float]:
     """The sigmas and the weight of a filter as floats."""
-    if isinstance(values, (str, Tensor)) or not isinstance(values, Sequence):
-        raise bad_type(argument, f"be {names}", type(values).__name__)
-    if len(values) != names.count(" and ") + names.count(",") + 1:
-        raise bad_value(argument, f"be {names}", values)
+    must = f"be {', '.join(names[:-1])} and {names[-1]}"
+    if isinstance(values, (str, Tensor)) or not isinstance(values, (Sequence, np.ndarray)):
+        raise bad_type(argument, must, type(values).__name__)
+    if len(values) != len(names):
+        raise bad_value(argument, must, values)
     *sigmas, weight = values
     return [*(positive(sigma, argument) for sigma in sigmas), number(weight, argument)]

@@ -1,5 +1,6 @@
 """Drop-in modules."""
 
+import math
 from collections.abc import Sequence
 
 from torch import Tensor, nn
@@ -36,9 +37,9 @@ class DenseEnergyLoss(nn.Module):
         self.kernel, self.sigma_rgb, self.sigma_xy = checked_kernel(kernel, sigma_rgb, sigma_xy)
         self.weight = number(weight, "weight")
         self.scale_factor = number(scale_factor, "scale_factor")
-        if not self.scale_factor > 0:
-            raise bad_value("scale_factor", "be positive", self.scale_factor)
-        self.ignore_index = ignore_index
+        if not 0 < self.scale_factor < math.inf:
+            raise bad_value("scale_factor", "be positive and finite", self.scale_factor)
+        self.ignore_index = integer(ignore_index, "ignore_index", least=-(1 << 63))
 
     def forward(
         self,
@@ -87,8 +88,8 @@ class DenseCRF(nn.Module):
         super().__init__()
         self.kernel, *_ = checked_kernel(kernel, 1.0, 1.0)
         self.iterations = integer(iterations, "iterations", least=0)
-        self.gaussian = checked_filter(gaussian, "gaussian", "sigma_xy and weight")
-        self.bilateral = checked_filter(bilateral, "bilateral", "sigma_xy, sigma_rgb and weight")
+        self.gaussian = checked_filter(gaussian, "gaussian", ("sigma_xy", "weight"))
+        self.bilateral = checked_filter(bilateral, "bilateral", ("sigma_xy", "sigma_rgb", "weight"))
 
     def forward(
         self,

@@ -1,6 +1,5 @@
 """What dense_energy computes, in plain PyTorch: two filters, and the energy and the mean field built on either."""
 
-import math
 from collections.abc import Callable
 from functools import partial
 
@@ -11,7 +10,6 @@ from torch import Tensor
 from .lattice import lattice_filter
 
 PAIRS = 1 << 24  # pairs of pixels whose affinities are held at a time
-MOST_EXACT_WORK = 1e11  # pairs of pixels times 32 channels: minutes on a CPU
 
 
 def features(
@@ -44,21 +42,6 @@ def exact_sum(
     return torch.cat(sums)
 
 
-def refuse_minutes(
-    values: Tensor,  # (B, K, H, W)
-    filters: int,
-    kernel: str,
-) -> None:
-    """Raise before an exact run on the CPU that would take minutes."""
-    batch, classes, height, width = values.shape
-    work = batch * float(height * width) ** 2 * math.ceil(classes / 32) * filters
-    if kernel == "exact" and values.device.type == "cpu" and work > MOST_EXACT_WORK:
-        raise RuntimeError(
-            "dense_energy: the exact kernel takes the square of the pixels, and would take minutes on a CPU for "
-            f"{batch} x {height} x {width} pixels and {classes} classes: use kernel='lattice', smaller images or a GPU"
-        )
-
-
 FILTERS = {"lattice": lattice_filter, "exact": exact_sum}
 
 
@@ -84,7 +67,6 @@ def bilateral_filter(
     kernel: str,
 ) -> Tensor:  # (B, K, H, W)
     """Every image's values, filtered by the distance of its pixels in position and colour."""
-    refuse_minutes(values, 1, kernel)
     return filter_maps(image, values, [1 / sigma_xy] * 2 + [1 / sigma_rgb] * 3, kernel)
 
 
@@ -138,7 +120,6 @@ def mean_field(
     kernel: str,
 ) -> Tensor:  # (B, K, H, W)
     """Q <- softmax(-unary + sum over filters of weight * normalised filter of Q)."""
-    refuse_minutes(unary, len(terms) * (iterations + 1), kernel)
     ones = torch.ones_like(unary[:, :1])
     filters = [
         (normalised(partial(filter_maps, image, scales=scales, kernel=kernel), ones), weight)

@@ -8,7 +8,8 @@ two small parts none. Why not otherwise:
 * TF32 in three products is as exact and holds any exponent, but tensor cores take twice the time for it, four times on
   consumer GPUs. The range of float16 suffices, because affinities are at most 1 and values are scaled to their largest.
 * Tensor cores round sums towards zero, which for thousands of positive terms is a bias, not noise. So they add up
-  BLOCK_J pixels at a time, small parts first; ordinary additions do the rest.
+  BLOCK_J pixels at a time, small parts first; ordinary additions do the rest. Simulated for an image of 40 x 56, that
+  takes half of the error budget, and sums that stay in tensor cores ten times as much as it allows.
 
 Prediction from the floor, never measured: on sm_90 a pair of pixels takes 18.5 instructions of a thread (distances and
 exponential 11, halving 4.5, loads, sums and bookkeeping 3; counted in the compiled loop) for up to 32 channels. An

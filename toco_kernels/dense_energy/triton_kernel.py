@@ -121,7 +121,10 @@ def exact_crf(
     gaussian: list[float],  # sigma_xy, weight
     bilateral: list[float],  # sigma_xy, sigma_rgb, weight
 ) -> Tensor:  # (B, K, H, W)
-    """Mean field. The filter of positions alone falls apart into one along columns and one along rows."""
+    """Mean field. The filter of positions alone falls apart into one along columns and one along rows.
+
+    Predicted as in triton_filter.py, never measured: 0.24 s for 375 x 500 pixels, up to 32 classes and 10 iterations.
+    """
     _check(unary, image)
     sigma, near_weight = gaussian
     sigma_xy, sigma_rgb, weight = bilateral

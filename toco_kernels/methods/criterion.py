@@ -16,11 +16,11 @@ from ..class_contrast import class_token_contrast
 from ..common.checks import check_tensor
 from ..common.errors import bad_value, integer
 from ..dense_energy import dense_energy_from_logits
+from ..dense_energy.op import LATTICE_SHARE
 from ..patch_contrast import patch_token_contrast
 from .config import LOSSES, VOC, Stage, ToCoConfig
 
 IGNORE = 255
-EXACT_SHARE = 0.60  # of the exact Gaussian sum is what the lattice returns on photographs
 ENERGY_KERNELS = ("auto", "lattice", "exact")
 
 
@@ -241,7 +241,7 @@ class ToCoCriterion(nn.Module):
             sigma_rgb=config.sigma_rgb,
             sigma_xy=config.sigma_xy,
         )
-        return config.energy_weight * (EXACT_SHARE if kernel == "exact" else 1.0) * energy
+        return config.energy_weight * (LATTICE_SHARE if kernel == "exact" else 1.0) * energy
 
     def extra_repr(self) -> str:
         """The options, in the module's printed form."""
