@@ -146,10 +146,11 @@ TOCO_STEP = Bench(
 )
 
 
-@TOCO_STEP.every_case
-def test_toco_step(case, direction, compare):
-    if direction == TRAINING:
-        compare(TOCO_STEP, case, direction)
+@pytest.mark.parametrize(
+    "case", [pytest.param(case, id=case.name, marks=[pytest.mark.decisive] * case.decisive) for case in TOCO_STEP.cases]
+)
+def test_toco_step(case, compare):
+    compare(TOCO_STEP, case, TRAINING)
 
 
 def shares(call):

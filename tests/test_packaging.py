@@ -45,6 +45,7 @@ def run(*command, cwd=ROOT, **environment) -> str:
             "import toco_kernels; [getattr(toco_kernels, room) for room in toco_kernels.ROOMS]",
             {"triton"},
         ),
+        ("import torch", "import toco_kernels.methods", {"timm", "triton", "sympy"}),
     ],
 )
 def test_importing_is_light(before, statement, unwanted):

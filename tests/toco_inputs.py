@@ -64,3 +64,12 @@ def gradients(model, loss, *, again=False):
 
 def twins(model):
     return model, copy.deepcopy(model)
+
+
+def finite(model, batch):
+    """The output of a step whose loss and gradients are finite."""
+    output = model(**batch)
+    output.loss.backward()
+    assert output.loss.isfinite()
+    assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
+    return output

@@ -1,4 +1,9 @@
-"""Checkpoints that were released with the paper's code."""
+"""Checkpoints that were released with the paper's code.
+
+Their layout is what the published modules imply: `encoder` with timm's names, `classifier` and `aux_classifier` as
+1 x 1 convolutions, `decoder.conv6` to `conv8`, and `proj_head` and its teacher `proj_head_t` as in DINO. No released
+file was at hand to try; one that differs is refused, with the keys that differ.
+"""
 
 import re
 from dataclasses import replace

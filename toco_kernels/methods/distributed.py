@@ -1,13 +1,16 @@
 """FSDP2 for methods with a moving average."""
 
+from typing import TYPE_CHECKING
+
 from torch import nn
-from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
 from .toco import ToCo
 
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
 
-def shard_(model: ToCo, mesh: DeviceMesh | None = None, **options) -> ToCo:
+
+def shard_(model: ToCo, mesh: "DeviceMesh | None" = None, **options) -> ToCo:
     """Shard a `ToCo` with FSDP2: each block, both projection heads, and the rest.
 
     The heads are units of their own, so that the teacher moves while its parameters are shards: what is written to
@@ -20,6 +23,9 @@ def shard_(model: ToCo, mesh: DeviceMesh | None = None, **options) -> ToCo:
     Returns:
         The model.
     """
+    # Imported here, since it takes a second and not every torch has it.
+    from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+
     units: list[nn.Module] = [*model.backbone.vit.blocks, model.projector, model.teacher, model]
     for unit in units:
         fully_shard(unit, mesh=mesh, **options)
