@@ -265,7 +265,7 @@ def filter_room(kernel):
             "one block and a channel": lambda: make(1, 17, 8, 16),
             "two groups and a channel": lambda: make(1, 65, 7, 9),
             "one colour": lambda: one_colour(make()),
-            "a row": lambda: make(1, 2, 1, 700),
+            "a row": lambda: make(1, 2, 1, 300),
             **{name: lambda sigmas=sigmas: make(**sigmas) for name, sigmas in INFINITE.items()},
             "small sigmas": lambda: make(sigma_rgb=0.01, sigma_xy=0.02),
             "empty batch": lambda: make(0),
