@@ -72,7 +72,7 @@ def without(name):
 
 
 BAD = {
-    "missing": (without("module.decoder.conv7.bias"), "missing decoder.conv2.bias"),
+    "missing": (without("module.decoder.conv7.weight"), "missing decoder.conv2.weight"),
     "unknown": (lambda state: state | {"module.extra.weight": torch.zeros(3)}, "unknown extra.weight"),
     "shape": (
         lambda state: state | {"module.encoder.pos_embed": torch.zeros(1, 5, 32)},

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 
 class LargeFOV(nn.Module):
-    """DeepLab's decoder with a large field of view: two 3 × 3 convolutions of dilation 5, and a classifier.
+    """DeepLab's decoder with a large field of view: two 3 × 3 convolutions of dilation 5, a classifier, no biases.
 
     Args:
         width: channels of the tokens.
@@ -15,8 +15,8 @@ class LargeFOV(nn.Module):
 
     def __init__(self, width: int, num_classes: int, hidden: int = 512):
         super().__init__()
-        self.conv1 = nn.Conv2d(width, hidden, 3, padding=5, dilation=5)
-        self.conv2 = nn.Conv2d(hidden, hidden, 3, padding=5, dilation=5)
+        self.conv1 = nn.Conv2d(width, hidden, 3, padding=5, dilation=5, bias=False)
+        self.conv2 = nn.Conv2d(hidden, hidden, 3, padding=5, dilation=5, bias=False)
         self.classifier = nn.Conv2d(hidden, num_classes, 1, bias=False)
 
     def forward(
