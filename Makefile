@@ -31,8 +31,8 @@ demo: build  ## operators on a photograph: a picture, and times beside plain PyT
 	$(here) -m toco_kernels demo
 
 .PHONY: test
-test: build  ## all tests
-	$(here) -m pytest $(select)
+test: build  ## all tests, by two processes
+	OMP_NUM_THREADS=1 $(here) -m pytest -n 2 --dist worksteal $(select)
 
 .PHONY: bench
 bench: build  ## all benchmarks

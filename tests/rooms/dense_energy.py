@@ -129,7 +129,7 @@ def bad_maps(name):
     return {
         "image: not a tensor": lambda i: i | {"image": "x"},
         "image: wrong rank": lambda i: i | {"image": i["image"][0]},
-        "image: integers": lambda i: i | {"image": i["image"].byte()},
+        "image: complex": lambda i: i | {"image": i["image"].cfloat()},
         "image: one colour": lambda i: i | {"image": i["image"][:, :1]},
         "image: other size": lambda i: i | {"image": i["image"][..., 1:]},
         "image: other device": lambda i: i | {"image": i["image"].to("meta")},
@@ -260,6 +260,7 @@ def filter_room(kernel):
         edges={
             "as in ToCo": lambda: make(1, 21, 24, 33, sigma_xy=50.0),
             "one pixel": lambda: make(1, 4, 1, 1),
+            "integers": lambda: make() | {"image": make()["image"].byte()},
             "one value": lambda: make(2, 1),
             "whole vectors": lambda: make(1, 32, 8, 16),
             "one block and a channel": lambda: make(1, 17, 8, 16),
