@@ -7,8 +7,8 @@
     ROOT/ImageSets/Segmentation/SPLIT.txt names, one per line; or ROOT/ImageSets/SPLIT.txt
     ROOT/classes.txt                      class names, one per line, the background first; without it: VOC's
 
-Everything that can be seen without reading pixels is checked at once, so that it is not found at night. Photographs that
-cannot be used are left out with a warning where `lenient`, and an error otherwise.
+Everything that can be seen without reading pixels is checked at once, so that it is not found at night. Photographs
+that cannot be used are left out with a warning where `lenient`, and an error otherwise.
 """
 
 from collections import Counter
@@ -22,11 +22,10 @@ from . import image_labels
 from .files import DataError, read_image, read_lines, read_mask
 
 VOC_CLASSES = (
-    "background aeroplane bicycle bird boat bottle bus car cat chair cow diningtable dog horse motorbike person "
-    "pottedplant sheep sofa train tvmonitor"
-).split()
+    *("background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"),
+    *("diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor"),
+)
 TRAIN_AUG = 10_582  # VOC's train and SBD, without VOC's val
-SOURCES = ("auto", "labels.json", "xml", "masks", "none")
 
 
 class Folder:
@@ -79,7 +78,7 @@ class Folder:
             self._images.append(file)
             self._labels.append(row)
         if not self.names:
-            raise DataError(root, f"has no usable photograph; the first problem: {self.warnings[0]}")
+            raise DataError(root, f"has no usable photograph; the last problem: {self.warnings[-1]}")
         unlabelled = sum(not row.any() for row in self._labels)
         if unlabelled and self.label_source != "none":
             self.warnings.append(f"{root}: {unlabelled} photographs show none of the classes, says {self.label_source}")

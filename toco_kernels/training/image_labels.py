@@ -81,7 +81,7 @@ def read_pickled_labels(file: Path, classes: Sequence[str]) -> dict[str, list[st
             version = np.lib.format.read_magic(opened)
             read_header = getattr(np.lib.format, f"read_array_header_{version[0]}_{version[1]}")
             shape, _, dtype = read_header(opened)
-            if dtype != object or shape != ():
+            if dtype.kind != "O" or shape != ():
                 raise ValueError(f"it holds an array of {dtype}, not one dictionary")
             content = _ArraysOnly(opened, encoding="latin1").load()
     except FileNotFoundError:

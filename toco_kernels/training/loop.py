@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from . import batches, checkpoints, records, recipes
+from . import batches, checkpoints, recipes, records
 from .data import SPLITS, has_masks, open_data, spread
 from .files import DataError, write_json
 from .predictor import Predictor, autocast

@@ -75,7 +75,8 @@ class Predictor:
 
         A photograph that cannot be read is an error here: a mean over fewer is another number.
         """
-        raw = Settings("none", settings.background, settings.background)
+        background = self.recipe.settings["background"]
+        raw = Settings("none", background, background)
         results: dict[str, Confusion] = {}
 
         def count(name: str, truth: np.ndarray, prediction: np.ndarray) -> None:

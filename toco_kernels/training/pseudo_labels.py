@@ -1,7 +1,7 @@
 """Pseudo labels for a whole data set: one process runs the network, others refine and write.
 
-Every file is written whole or not at all, so an interrupted run goes on where it stopped. What the labels were made with
-is beside them in settings.json; a run with other settings refuses the folder rather than mix two kinds of labels.
+Every file is written whole or not at all, so an interrupted run goes on where it stopped. What the labels were made
+with is beside them in settings.json; a run with other settings refuses the folder rather than mix two kinds of labels.
 """
 
 from collections import deque
@@ -119,9 +119,7 @@ def claim(out: Path, settings: dict) -> None:
     file = out / "settings.json"
     if not file.exists():
         if any(out.glob("*.png")):
-            raise DataError(
-                out, "holds pictures, and no settings.json that says how they were made: take another folder"
-            )
+            raise DataError(out, "holds pictures, and no settings.json that says how they were made: take another one")
         write_json(file, settings)
         return
     before = read_json(file)

@@ -1,8 +1,8 @@
 """Generated photographs: five kinds of shapes on smooth coloured backgrounds, with masks, and nothing to download.
 
-Every class has a hue, a stripe texture and an outline of its own, so that a network learns to tell them apart in minutes
-on a CPU. An image holds one to three objects of any classes. The splits never share an image: the test split is there to
-be measured once, not to choose by.
+Every class has a hue, a stripe texture and an outline of its own, so that a network learns to tell them apart in
+minutes on a CPU. An image holds one to three objects of any classes. The splits never share an image: the test split is
+there to be measured once, not to choose by.
 """
 
 import colorsys

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -40,7 +41,7 @@ def _preset(config: ToCoConfig, **others) -> dict:
 class Recipe(Base):
     """ToCo. VOC: 2 processes with 2 images each; COCO: 4 with 2 each."""
 
-    presets = {
+    presets: ClassVar = {
         "voc": _preset(VOC, batch_size=4),
         "coco": _preset(COCO, batch_size=8),
         "shapes": _preset(
