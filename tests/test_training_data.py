@@ -101,9 +101,8 @@ def test_masks_are_written_in_vocs_colours(tmp_path):
     with Image.open(tmp_path / "m.png") as picture:
         assert picture.mode == "P"
         palette = np.array(picture.getpalette()).reshape(-1, 3)
-    np.testing.assert_array_equal(
-        palette[[0, 1, 2, 15, 255]], [[0] * 3, [128, 0, 0], [0, 128, 0], [192, 128, 128], [224, 224, 192]]
-    )
+    colours = {0: (0, 0, 0), 1: (128, 0, 0), 2: (0, 128, 0), 15: (192, 128, 128), 255: (224, 224, 192)}
+    np.testing.assert_array_equal(palette[[*colours]], [*colours.values()])
     np.testing.assert_array_equal(files.read_mask(tmp_path / "m.png", 256), labels)
 
 
@@ -437,7 +436,7 @@ def test_bad_xml(content, message, tmp_path):
 
 def test_nothing_to_label_with(tmp_path):
     root = make_folder(tmp_path, masks=False, table=False)
-    with pytest.raises(DataError, match="has no image labels: neither labels.json, nor Annotations, nor masks"):
+    with pytest.raises(DataError, match=r"has no image labels: neither labels.json, nor Annotations, nor masks"):
         folder.open_folder(root, "train")
     with pytest.raises(DataError, match="has no folder of masks"):
         folder.open_folder(root, "train", labels="masks")
@@ -452,7 +451,7 @@ def test_no_photograph_can_be_used(tmp_path):
         batches.Samples(data, lambda image: {}, seed=0)[0, 1]
     for file in (root / "JPEGImages").iterdir():
         file.unlink()
-    with pytest.raises(DataError, match="has no usable photograph; the last problem: .*c.jpg: is missing"):
+    with pytest.raises(DataError, match=r"has no usable photograph; the last problem: .*c.jpg: is missing"):
         folder.open_folder(root, "train", lenient=True)
 
 

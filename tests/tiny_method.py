@@ -28,13 +28,13 @@ class Output(NamedTuple):
 class Tiny(nn.Module):
     def __init__(self, classes: int, dropout: float):
         super().__init__()
-        self.features = nn.Sequential(
-            nn.Conv2d(3, 16, 4, 4), nn.BatchNorm2d(16, momentum=0.5), nn.ReLU(), nn.Dropout(dropout)
-        )
+        self.features = nn.Sequential(nn.Conv2d(3, 16, 4, 4), nn.GroupNorm(4, 16), nn.ReLU(), nn.Dropout(dropout))
+        self.register_buffer("steps", torch.zeros(()))
         self.classifier = nn.Conv2d(16, classes - 1, 1)
         self.decoder = nn.Conv2d(16, classes, 1)
 
     def forward(self, images, image_labels, *, views, boxes, step):
+        self.steps += 1
         features = self.features(images)
         cls = F.multilabel_soft_margin_loss(self.classifier(features).amax((2, 3)), image_labels)
         other = self.features(views["second_global"]).mean((2, 3))

@@ -5,6 +5,7 @@ So a resumed run sees what it would have seen, and two processes see the halves 
 """
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -76,7 +77,7 @@ class Samples(Dataset):
             except DataError as error:
                 problems.append(str(error))
                 continue
-            with keyed(self.seed, epoch, wanted):
+            with keyed(self.seed, epoch, wanted), one_thread():
                 sample = self.views(image)
             return sample | {"image_labels": torch.from_numpy(self.data.labels(index)), "problems": problems}
         raise DataError(self.data.names[wanted], f"and all other photographs cannot be used; {problems[0]}")
@@ -97,9 +98,15 @@ def loader(samples: Samples, order: Order, *, workers: int = 0, pin: bool = Fals
         collate_fn=collate,
         pin_memory=pin,
         prefetch_factor=4 if workers else None,
-        worker_init_fn=_one_thread,
     )
 
 
-def _one_thread(_: int) -> None:
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Pictures are too small for more: threads that wait for each other take nine times as long."""
+    threads = torch.get_num_threads()
     torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)

@@ -4,6 +4,7 @@ Every file is written whole or not at all, so an interrupted run goes on where i
 with is beside them in settings.json; a run with other settings refuses the folder rather than mix two kinds of labels.
 """
 
+import sys
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor
@@ -73,7 +74,7 @@ def make(
                     image, labels = data.image(index), data.labels(index)
                 except DataError as error:
                     report.skipped.append(str(error))
-                    bar.write(f"skipped: {error}")
+                    bar.write(f"skipped: {error}", file=sys.stderr)
                     continue
                 present = labels > 0
                 cams = cams_of(image, labels)[present]  # absent classes need not travel

@@ -46,9 +46,12 @@ class Augmentation:
 @contextmanager
 def keyed(*key: int) -> Iterator[None]:
     """Torch's random numbers on the CPU depend on `key` alone inside, and go on as if nothing happened afterwards."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed_of(*key))
+    before = torch.get_rng_state()
+    torch.default_generator.manual_seed(seed_of(*key))  # not torch.manual_seed, which remembers each call for CUDA
+    try:
         yield
+    finally:
+        torch.set_rng_state(before)
 
 
 def seed_of(*key: int) -> int:
