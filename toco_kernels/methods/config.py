@@ -1,0 +1,192 @@
+"""Every setting of a method in one readable place: what ToCo used on VOC and on COCO, and a small one for tests.
+
+Configurations are frozen: `dataclasses.replace(VOC, num_classes=6, high=0.6)` makes another one.
+"""
+
+from dataclasses import dataclass, field
+
+from ..common.errors import bad_value, integer, number
+
+LOSSES = ("cls", "cls_aux", "ptc", "ctc", "seg", "reg")
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What is trained up to and including step `until`; None: to the end.
+
+    Args:
+        until: the last step of the stage, counted from 0.
+        weights: of the losses `cls`, `cls_aux`, `ptc`, `ctc`, `seg` and `reg`; those not named weigh 0.
+        labels_from: which CAM the pseudo labels for `seg` and `reg` are made of, "main" or "aux".
+    """
+
+    until: int | None
+    weights: dict[str, float]
+    labels_from: str = "main"
+
+    def __post_init__(self):
+        if unknown := [name for name in self.weights if name not in LOSSES]:
+            raise bad_value("weights", f"name losses of {LOSSES}", unknown)
+        if self.labels_from not in ("main", "aux"):
+            raise bad_value("labels_from", "be 'main' or 'aux'", repr(self.labels_from))
+
+    def weight(self, loss: str) -> float:
+        """The weight of a loss, 0 if it is not named."""
+        return self.weights.get(loss, 0.0)
+
+
+@dataclass(frozen=True)
+class Optimisation:
+    """AdamW and its schedule, see `parameter_groups` and `learning_rate_factor`.
+
+    Args:
+        steps: of the whole training, where the learning rate reaches 0.
+        lr: of the backbone.
+        head_factor: how much larger it is for classifiers, projection head and decoder.
+        weight_decay: of all parameters alike, norms and biases included, as published.
+        betas: of AdamW.
+        warmup_steps: the learning rate rises linearly over these …
+        warmup_ratio: … from this share of it. (The published argument is named `warmup_lr` and used as a share.)
+        power: of the polynomial that the learning rate follows afterwards.
+    """
+
+    steps: int
+    lr: float = 6e-5
+    head_factor: float = 10.0
+    weight_decay: float = 0.01
+    betas: tuple[float, float] = (0.9, 0.999)
+    warmup_steps: int = 1500
+    warmup_ratio: float = 1e-6
+    power: float = 0.9
+
+
+@dataclass(frozen=True)
+class Quirks:
+    """What the published code does and may not have meant. All that changes training is on, so that results compare.
+
+    Args:
+        boxes_in_pixels: for the patch-token contrast, boxes in pixels are applied to the patch grid as they are: a box
+            that begins at pixel 60 blanks a grid of 28. Off: those patches count whose centre is in the box.
+        always_count_negatives: the class-token contrast adds log(1 + N) for every image, from a `for … else` whose
+            `else` always runs. Off: the term is left out; with two global crops there always is a positive.
+        restart_after_warmup: the polynomial counts from step 0, so the learning rate drops (to 0.932 of its value on
+            VOC) right after the warm-up. Off: it counts from the end of the warm-up.
+        quantise_image: labels are refined along an image rounded down to whole colours 0..255. Off: as it is.
+        nan_segmentation: the first published segmentation loss, which is NaN for a batch without background or without
+            objects, and makes the sum NaN even where its weight is 0. **Off**, alone of all: nobody can train on it.
+    """
+
+    boxes_in_pixels: bool = True
+    always_count_negatives: bool = True
+    restart_after_warmup: bool = True
+    quantise_image: bool = True
+    nan_segmentation: bool = False
+
+
+@dataclass(frozen=True)
+class ToCoConfig:
+    """Everything about ToCo but the backbone's name.
+
+    Args:
+        num_classes: with the background.
+        high, low: thresholds of CAMs: objects are above `high`, background is not above `low`.
+        background: the one threshold that CAMs are evaluated with; training does not use it.
+        temperature: of the class-token contrast.
+        stages: in the order of their `until`; the last one has None.
+        optimisation: learning rate, schedule, weight decay.
+        crop_size, batch_size: of an image in pixels, and of one process, for data loaders.
+        local_crops, local_size: how many crops are cut from uncertain regions, and their side in pixels.
+        momentum: of the teacher head.
+        cam_scales: sizes at which CAMs are made; 1 is the main pass itself.
+        aux_layer: block whose output feeds the auxiliary classifier; negative ones count from the end.
+        decoder_width, projection: channels of the decoder; hidden layers, bottleneck and output of the projection head.
+        max_classes: at most how many classes of an image are refined, None: all. A GPU sizes its work by it.
+        energy_weight, sigma_rgb, sigma_xy, scale_factor: of the dense energy, `reg`.
+        mean, std: of the colours, in 0..255; images arrive normalised by them. ImageNet's, for every backbone.
+        quirks: of the published code.
+    """
+
+    num_classes: int = 21
+    high: float = 0.7
+    low: float = 0.25
+    background: float = 0.5
+    temperature: float = 0.5
+    stages: tuple[Stage, ...] = (Stage(None, dict.fromkeys(LOSSES, 1.0)),)
+    optimisation: Optimisation = field(default_factory=lambda: Optimisation(20_000))
+    crop_size: int = 448
+    batch_size: int = 2
+    local_crops: int = 8
+    local_size: int = 96
+    momentum: float = 0.9
+    cam_scales: tuple[float, ...] = (1.0, 0.5, 1.5)
+    aux_layer: int = -3
+    decoder_width: int = 512
+    projection: tuple[int, int, int] = (2048, 256, 1024)
+    max_classes: int | None = None
+    energy_weight: float = 1e-7
+    sigma_rgb: float = 15.0
+    sigma_xy: float = 100.0
+    scale_factor: float = 0.5
+    mean: tuple[float, float, float] = (123.675, 116.28, 103.53)
+    std: tuple[float, float, float] = (58.395, 57.12, 57.375)
+    quirks: Quirks = field(default_factory=Quirks)
+
+    def __post_init__(self):
+        integer(self.num_classes, "num_classes", least=2)
+        integer(self.local_crops, "local_crops", least=1)
+        integer(self.local_size, "local_size", least=1)
+        if not number(self.temperature, "temperature") > 0:
+            raise bad_value("temperature", "be positive", self.temperature)
+        if not self.cam_scales or not all(number(scale, "cam_scales") > 0 for scale in self.cam_scales):
+            raise bad_value("cam_scales", "be positive numbers, at least one", self.cam_scales)
+        ends = [stage.until for stage in self.stages]
+        if not ends or ends[-1] is not None or None in ends[:-1] or sorted(ends[:-1]) != ends[:-1]:
+            raise bad_value("stages", "be ordered by `until`, and the last one end with None", ends)
+
+    def stage(self, step: int) -> Stage:
+        """The stage that a step, counted from 0, belongs to."""
+        return next(stage for stage in self.stages if stage.until is None or step <= stage.until)
+
+
+_CONTRAST = {"cls": 1.0, "cls_aux": 1.0, "ptc": 0.2, "ctc": 0.5}
+_SEGMENTATION = {"seg": 0.1, "reg": 0.05}
+_CLASSES = {"cls": 1.0, "cls_aux": 1.0}
+
+VOC = ToCoConfig(
+    num_classes=21,
+    high=0.7,
+    low=0.25,
+    background=0.5,
+    temperature=0.5,
+    stages=(Stage(2000, _CONTRAST), Stage(None, _CONTRAST | _SEGMENTATION)),
+    optimisation=Optimisation(20_000),
+)
+
+COCO = ToCoConfig(
+    num_classes=81,
+    high=0.65,
+    low=0.25,
+    background=0.45,
+    temperature=1.0,
+    stages=(
+        Stage(8000, _CLASSES, labels_from="aux"),
+        Stage(12_000, _CLASSES | _SEGMENTATION, labels_from="aux"),
+        Stage(None, _CONTRAST | _SEGMENTATION),
+    ),
+    optimisation=Optimisation(80_000),
+)
+
+# For tests and first steps on a CPU: small images, small heads, all losses from the first step on.
+TINY = ToCoConfig(
+    num_classes=6,
+    stages=(Stage(None, _CONTRAST | _SEGMENTATION),),
+    optimisation=Optimisation(200, lr=1e-3, head_factor=1.0, warmup_steps=20),
+    crop_size=64,
+    batch_size=2,
+    local_crops=3,
+    local_size=24,
+    decoder_width=32,
+    projection=(64, 16, 32),
+)
+
+CONFIGS = {"voc": VOC, "coco": COCO, "tiny": TINY}
