@@ -4,6 +4,7 @@ import os
 import sys
 import time
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -130,8 +131,9 @@ class Trainer:
         """Of the method."""
         return self.job.settings
 
-    def take(self, step: int, batch: dict) -> dict[str, torch.Tensor]:
-        """One step. Returns the losses of this process, without waiting for a GPU."""
+    def take(self, step: int, batch: dict, forward: Callable | None = None) -> dict[str, torch.Tensor]:
+        """One step, by another function than the recipe's if need be. Returns the losses of this process, without
+        waiting for a GPU."""
         self.module.train()
         batch = _to(batch, self.processes.device)
         factor = self.recipe.lr_factor(step)
@@ -139,7 +141,7 @@ class Trainer:
             group["lr"] = group["initial_lr"] * factor
         torch.manual_seed(seed_of(self.job.seed, step, self.processes.rank))  # for dropout and the like
         with self.autocast:
-            output = self.recipe.step(self.wrapped, batch, step)
+            output = (forward or self.recipe.step)(self.wrapped, batch, step)
         self.optimizer.zero_grad(set_to_none=True)
         self.scaler.scale(output.loss).backward()
         self.scaler.step(self.optimizer)

@@ -15,6 +15,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from ...common.errors import bad_value
+from ...testing import reference_only
 from ..views import Augmentation, Views
 
 METHODS = ("toco", "ppc", "tkp-pcl")
@@ -60,6 +61,15 @@ class Recipe:
     def step(self, module: nn.Module, batch: dict, step: int) -> Any:
         """One forward pass of a training step; `module` may be wrapped by DistributedDataParallel."""
         return module(batch["images"], batch["image_labels"], views=batch["views"], boxes=batch["boxes"], step=step)
+
+    def published_step(self, module: nn.Module, batch: dict, step: int) -> Any:
+        """`step` as published, for `certify`: here with the reference of every operator."""
+        with reference_only():
+            return self.step(module, batch, step)
+
+    def certified_from(self) -> int:
+        """The first step that `certify` takes: one at which everything is trained."""
+        return 0
 
     def optimizer(self, module: nn.Module) -> torch.optim.Optimizer:
         """The optimiser, with the learning rates that `lr_factor` multiplies."""

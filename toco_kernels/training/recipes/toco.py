@@ -9,7 +9,19 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from ...methods import COCO, VOC, Optimisation, Quirks, Stage, ToCo, ToCoConfig, learning_rate_factor, parameter_groups
+from ...methods import (
+    COCO,
+    VOC,
+    Optimisation,
+    Quirks,
+    Stage,
+    ToCo,
+    ToCoConfig,
+    ToCoOutput,
+    learning_rate_factor,
+    parameter_groups,
+)
+from ...methods.published import published_step
 from ..views import Augmentation, Views
 from . import Recipe as Base
 
@@ -57,7 +69,7 @@ class Recipe(Base):
                 optimisation=Optimisation(
                     1000, lr=1e-3, head_factor=1.0, weight_decay=0.05, warmup_steps=50, warmup_ratio=0.01
                 ),
-                quirks=Quirks(boxes_in_pixels=False, restart_after_warmup=False),
+                quirks=Quirks(restart_after_warmup=False),
             ),
             backbone="vit_tiny_patch16_224",
             backbone_options={"embed_dim": 128, "depth": 6, "num_heads": 4, "patch_size": 8, "img_size": 96},
@@ -66,7 +78,7 @@ class Recipe(Base):
             batch_size=32,
             augmentation={
                 "size": 96,
-                "rescale": [0.9, 1.3],
+                "rescale": [1.0, 1.3],
                 "jitter": [0.2, 0.2, 0.1, 0.0],
                 "grey": 0.0,
                 "blur": [0.0, 0.0, 0.0],
@@ -118,6 +130,17 @@ class Recipe(Base):
             return sample
 
         return views
+
+    def published_step(self, module: nn.Module, batch: dict, step: int) -> ToCoOutput:
+        """The published sequence of operations."""
+        return published_step(
+            module, batch["images"], batch["image_labels"], views=batch["views"], boxes=batch["boxes"], step=step
+        )
+
+    def certified_from(self) -> int:
+        """The beginning of the last stage."""
+        ends = [stage.until for stage in self.config().stages[:-1]]
+        return ends[-1] + 1 if ends else 0
 
     def optimizer(self, module: nn.Module) -> torch.optim.Optimizer:
         """AdamW with the published groups."""
