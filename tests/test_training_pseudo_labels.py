@@ -228,3 +228,25 @@ pseudo_labels.make(Shapes("train"), cams, Path({str(tmp_path / "out")!r}), Setti
     assert done
     for file in done:
         files.read_mask(file, 6, (96, 96))
+
+
+def test_labels_from_a_segmentation():
+    """All classes take part, and image labels are not asked."""
+    image, _, labels, truth = scene()
+    random = np.random.default_rng(1)
+    scores = np.eye(4, dtype=np.float32)[truth].transpose(2, 0, 1) + random.uniform(0, 1.2, (4, 48, 64))
+    scores = scores.astype(np.float32) / scores.sum(0)
+    raw = pseudo_label(image, scores, labels, Settings("none", source="seg"))
+    np.testing.assert_array_equal(raw, scores.argmax(0))
+    refined = pseudo_label(image, scores, 0 * labels, Settings("toco-test", source="seg"))
+    assert share_right(raw, truth) < 0.97 < share_right(refined, truth), (share_right(raw, truth), share_right(refined, truth))
+
+
+def test_a_segmentation_needs_no_image_labels(tmp_path):
+    data = folder.open_folder(make_folder(tmp_path / "voc"), "train", labels="none")
+
+    def one_hot(image, labels):
+        return np.stack([np.zeros(image.shape[:2]), np.ones(image.shape[:2]), np.zeros(image.shape[:2])])
+
+    pseudo_labels.make(data, one_hot, tmp_path / "out", Settings("none", source="seg"), show_progress=False)
+    assert files.read_mask(tmp_path / "out" / "b.png", 3).min() == 1

@@ -49,12 +49,14 @@ class Predictor:
         return {name: self._output(cams, image) for name, cams in maps.items()}
 
     @torch.no_grad()
-    def scores(self, image: np.ndarray, scales: Sequence[float] = (1.0,)) -> np.ndarray | None:  # (classes, H, W)
-        """The segmentation's class scores for one photograph; None: the method has none."""
+    def segmentation(
+        self, image: np.ndarray, scales: Sequence[float] = (1.0,), flip: str | None = None
+    ) -> np.ndarray | None:  # (H, W, 3) -> (classes, H, W)
+        """The class probabilities of one photograph; None: the method has no segmentation."""
         self.module.eval()
         with self.autocast:
-            scores = self.recipe.predict(self.module, self._input(image), scales)
-        return None if scores is None else self._output(scores, image)
+            logits = self.recipe.predict(self.module, self._input(image), image.shape[:2], scales, flip)
+        return None if logits is None else logits.float().softmax(1)[0].cpu().numpy()
 
     def _input(self, image: np.ndarray) -> Tensor:  # (1, 3, H, W)
         photograph = as_tensor(image).to(self.device)[None]
@@ -63,6 +65,7 @@ class Predictor:
         return normalised(photograph, self.recipe.mean, self.recipe.std)
 
     def _output(self, maps: Tensor, image: np.ndarray) -> np.ndarray:  # (1, C, h, w) -> (C, H, W)
+        """At the photograph's size."""
         maps = maps.float()
         if maps.shape[2:] != image.shape[:2]:
             maps = F.interpolate(maps, size=image.shape[:2], mode="bilinear")
@@ -88,9 +91,9 @@ class Predictor:
             for name, cams in maps.items():
                 count(name, truth, pseudo_label(image, cams, labels, raw))
             count("pseudo_label", truth, pseudo_label(image, maps["cam"], labels, settings))
-            scores = self.scores(image)
-            if scores is not None:
-                count("seg", truth, scores.argmax(0))
+            segmentation = self.segmentation(image)
+            if segmentation is not None:
+                count("seg", truth, segmentation.argmax(0))
         return results
 
     def picture(self, data: Data, settings: Settings, indices: Iterable[int]) -> np.ndarray:  # (H, W, 3) uint8
@@ -99,9 +102,9 @@ class Predictor:
         for index in indices:
             image, labels = data.image(index), data.labels(index)
             cams = self.cams(image, labels)["cam"]
-            scores = self.scores(image)
+            segmentation = self.segmentation(image)
             nothing = np.zeros(image.shape[:2], np.uint8)
-            prediction = nothing if scores is None else scores.argmax(0).astype(np.uint8)
+            prediction = nothing if segmentation is None else segmentation.argmax(0).astype(np.uint8)
             refined = pseudo_label(image, cams, labels, settings)
             rows.append([image, records.heat(image, cams.max(0)), refined, prediction, data.mask(index)])
         return records.grid(rows)

@@ -35,7 +35,7 @@ class Report:
 
 def make(
     data: Data,
-    cams_of: Callable[[np.ndarray, np.ndarray], np.ndarray],  # (H, W, 3), (C,) -> (C, H, W)
+    maps_of: Callable[[np.ndarray, np.ndarray], np.ndarray],  # (H, W, 3), (C,) -> (C or C + 1, H, W)
     out: Path,
     settings: Settings,
     *,
@@ -48,7 +48,7 @@ def make(
 
     Args:
         data: photographs and image labels.
-        cams_of: the network: from a photograph and its labels to its CAMs in [0, 1].
+        maps_of: the network: from a photograph and its image labels to its CAMs, or its segmentation's probabilities.
         out: the folder to write to.
         settings: of the refinement.
         made_with: what else the labels depend on, for settings.json.
@@ -71,16 +71,18 @@ def make(
         try:
             for index in missing:
                 try:
-                    image, labels = data.image(index), data.labels(index)
+                    image = data.image(index)
+                    labels = data.labels(index) if settings.source == "cam" else np.zeros(0)
                 except DataError as error:
                     report.skipped.append(str(error))
                     bar.write(f"skipped: {error}", file=sys.stderr)
                     continue
-                present = labels > 0
-                cams = cams_of(image, labels)[present]  # absent classes need not travel
-                job = (out / f"{data.names[index]}.png", image, cams, present, settings)
+                maps = maps_of(image, labels)
+                if settings.source == "cam":  # absent classes need not travel
+                    maps, labels = maps[labels > 0], np.flatnonzero(labels)
+                job = (out / f"{data.names[index]}.png", image, maps, labels, settings)
                 if workers:
-                    while len(unfinished) >= 4 * workers:
+                    while len(unfinished) >= 2 * workers:
                         unfinished.popleft().result()
                     unfinished.append(_submit(pool, job, bar))
                 else:
@@ -105,14 +107,17 @@ def _submit(pool: Executor, job: tuple, bar: tqdm) -> Future:
 def refine_and_write(
     file: Path,
     image: np.ndarray,  # (H, W, 3)
-    cams: np.ndarray,  # (classes that are present, H, W)
-    present: np.ndarray,  # (C,) bool
+    maps: np.ndarray,  # the CAMs of the classes shown, (n, H, W); or a segmentation's probabilities (classes, H, W)
+    shown: np.ndarray,  # (n,) indices of those
     settings: Settings,
 ) -> None:
     """What a worker does for one photograph."""
-    everything = np.zeros((len(present), *image.shape[:2]), np.float32)
-    everything[present] = cams
-    write_mask(file, pseudo_label(image, everything, present, settings))
+    label = pseudo_label(image, maps, np.ones(len(maps)), settings)
+    if settings.source == "cam":
+        classes = np.arange(256)
+        classes[1 : len(shown) + 1] = shown + 1
+        label = classes[label]
+    write_mask(file, label)
 
 
 def claim(out: Path, settings: dict) -> None:

@@ -1,6 +1,7 @@
-"""From the CAM of an image to its pseudo label: as it is, refined by affinity (PAR), or by a dense CRF.
+"""From the CAM of an image, or its segmentation, to its label: as it is, refined by affinity (PAR), or by a dense CRF.
 
-The background's score is constant, or two: between `low` and `high`, a pixel stays open (255).
+A CAM has no background, whose score is a constant, or two: between `low` and `high`, a pixel stays open (255). Classes
+that the image does not show take no part. A segmentation has all classes, and image labels are not asked.
 """
 
 from collections.abc import Sequence
@@ -34,6 +35,7 @@ CRF_PRESETS = {
     "vit-pcm": CRF((1, 3), (67, 3, 4)),
 }
 REFINEMENTS = ("none", "par", *CRF_PRESETS)
+SOURCES = ("cam", "seg")
 
 
 @dataclass(frozen=True)
@@ -44,18 +46,22 @@ class Settings:
         refinement: one of REFINEMENTS.
         high, low: the background's score; pixels that only one of them calls an object stay open. One number twice:
             none stays open.
+        source: "cam", or "seg" for the segmentation.
         dilations, iterations: of PAR.
     """
 
     refinement: str = "par"
     high: float = 0.5
     low: float = 0.5
+    source: str = "cam"
     dilations: Sequence[int] = (1, 2, 4, 8, 12, 24)
     iterations: int = 10
 
     def __post_init__(self) -> None:
         if self.refinement not in REFINEMENTS:
             raise ValueError(f"refinement must be one of {', '.join(REFINEMENTS)}, got {self.refinement!r}")
+        if self.source not in SOURCES:
+            raise ValueError(f"source must be one of {', '.join(SOURCES)}, got {self.source!r}")
         if not 0 <= self.low <= self.high <= 1:
             raise ValueError(f"thresholds must be 0 <= low <= high <= 1, got low {self.low} and high {self.high}")
 
@@ -67,34 +73,40 @@ class Settings:
 
 def pseudo_label(
     image: np.ndarray,  # (H, W, 3) uint8
-    cams: np.ndarray,  # (C, H, W) in [0, 1]
-    labels: np.ndarray,  # (C,) 1 for the classes that the image shows
+    maps: np.ndarray,  # CAMs (C, H, W) in [0, 1], or a segmentation's probabilities (C + 1, H, W)
+    labels: np.ndarray,  # (C,) 1 for the classes that the image shows; a segmentation does not ask
     settings: Settings,
 ) -> np.ndarray:  # (H, W) uint8: 0 background, c + 1 class c, 255 open
-    """The pseudo label of one image. Absent classes take no part, so their CAMs are never read."""
+    """The label of every pixel of one image."""
+    if settings.source == "seg":
+        return refined(image, maps.astype(np.float32), settings).argmax(0).astype(np.uint8)
     present = np.flatnonzero(labels)
-    shown = cams[present].astype(np.float32)
-    scores = {threshold: _decide(image, shown, threshold, settings) for threshold in {settings.high, settings.low}}
-    high, low = scores[settings.high], scores[settings.low]
-    winner = np.where(high > 0, high, np.where(low > 0, IGNORED, 0))
-    classes = np.append(0, present + 1)
-    return np.where(winner == IGNORED, IGNORED, classes[np.where(winner == IGNORED, 0, winner)]).astype(np.uint8)
+    if not len(present):
+        return np.zeros(image.shape[:2], np.uint8)
+    classes = np.append(0, present + 1).astype(np.uint8)
+    high, low = (_decide(image, maps[present], score, settings) for score in (settings.high, settings.low))
+    return np.where(high > 0, classes[high], np.where(low > 0, IGNORED, 0)).astype(np.uint8)
 
 
 def _decide(image: np.ndarray, cams: np.ndarray, background: float, settings: Settings) -> np.ndarray:  # (H, W)
     """Which wins: 0 the background, k + 1 the k-th class shown. The first of equals."""
-    if not len(cams):
-        return np.zeros(cams.shape[1:], np.int64)
+    cams = cams.astype(np.float32)
     scores = np.concatenate([np.full_like(cams[:1], background), cams])
-    if settings.refinement == "none":
-        return scores.argmax(0)
-    colours = np.ascontiguousarray(image.transpose(2, 0, 1)).astype(np.float32)
     if settings.refinement == "par":
         odds = np.exp(scores - scores.max(0))
-        maps = odds / odds.sum(0)  # as ToCo does: PAR moves probabilities, not scores
-        refined = affinity_refine(colours, maps, dilations=tuple(settings.dilations), iterations=settings.iterations)
-        return refined.argmax(0)
-    return crf(colours, scores, CRF_PRESETS[settings.refinement]).argmax(0)
+        scores = odds / odds.sum(0)  # as ToCo does: PAR moves probabilities
+    return refined(image, scores, settings).argmax(0)
+
+
+def refined(image: np.ndarray, scores: np.ndarray, settings: Settings) -> np.ndarray:  # (K, H, W)
+    """Class scores along the borders of the image."""
+    if settings.refinement == "none":
+        return scores
+    colours = np.ascontiguousarray(image.transpose(2, 0, 1)).astype(np.float32)
+    if settings.refinement == "par":
+        options = {"dilations": tuple(settings.dilations), "iterations": settings.iterations}
+        return affinity_refine(colours, scores, **options)
+    return crf(colours, scores, CRF_PRESETS[settings.refinement])
 
 
 def crf(

@@ -87,9 +87,22 @@ class Recipe:
         return {"cam": module.cams(images, image_labels)}
 
     def predict(
-        self, module: nn.Module, images: Tensor, scales: Sequence[float] = (1.0,), flip: str | None = None
+        self,
+        module: nn.Module,
+        images: Tensor,
+        size: tuple[int, int],
+        scales: Sequence[float] = (1.0,),
+        flip: str | None = None,
     ) -> Tensor | None:
-        """Class scores (B, classes, H, W), not negative; None where the method has no segmentation."""
+        """Class logits (B, classes, *size) of normalised images; None where the method has no segmentation.
+
+        Args:
+            module: the network.
+            images: (B, 3, H, W).
+            size: of the result.
+            scales: of the passes; the largest logit counts.
+            flip: None, or how images and mirror images are joined: "sum" or "max".
+        """
         return None
 
 

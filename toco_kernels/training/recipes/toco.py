@@ -158,7 +158,12 @@ class Recipe(Base):
         return {"cam": cam, "aux_cam": aux}
 
     def predict(
-        self, module: nn.Module, images: Tensor, scales: Sequence[float] = (1.0,), flip: str | None = None
+        self,
+        module: nn.Module,
+        images: Tensor,
+        size: tuple[int, int],
+        scales: Sequence[float] = (1.0,),
+        flip: str | None = None,
     ) -> Tensor:
-        """Class probabilities of the decoder."""
-        return module.predict(images, scales=scales, flip=flip).float().softmax(1)
+        """Class logits of the decoder."""
+        return module.predict(images, scales=scales, flip=flip, size=size)
