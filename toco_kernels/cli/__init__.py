@@ -54,11 +54,7 @@ def failing() -> Iterator[None]:
     """Errors that tell the user what to do end the command with one line; others are bugs, and keep their traceback."""
     try:
         yield
-    except (ValueError, FileNotFoundError) as error:
-        raise SystemExit(f"error: {error}") from error
-    except RuntimeError as error:
-        if type(error).__name__ != "TrainingError":
-            raise
+    except (ValueError, ArithmeticError, FileNotFoundError) as error:
         raise SystemExit(f"error: {error}") from error
 
 

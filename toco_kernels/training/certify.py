@@ -7,13 +7,15 @@ From one seed, on the same batches, three copies of a network take the same step
     ours        the step that is trained with
 
 No two programs round alike, and training amplifies every rounding: the nudged copy drifts away from the published one
-for no reason at all. Ours may drift as far, twice at most. With d(t) the relative distance at step t, of all weights or
-of one loss, from the published run's, and the mean over all steps and seeds,
+for no reason at all. Ours may drift as far, twice at most. With d(t) the distance at step t from the published run, of
+all weights or of one loss, and the mean over all steps and seeds,
 
     ratio = exp(mean(log d_ours - log d_nudged))  <=  2       d counts as 2⁻²² at least, two roundings of float32
 
-The mean of logarithms weighs early steps as much as late ones, where everything has drifted apart: a loss that is wrong
-by 0.1 % is seen in its first step.
+Distances are relative: of weights to their norm, of a loss to the largest that it was in the published run, or to a
+hundredth of the largest sum of all losses where that is more (the published class-token contrast of crops that all show
+an object is nearly 0, and float32 has few digits of it). The mean of logarithms weighs early steps as much as late
+ones, where everything has drifted apart: a loss that is wrong by 0.1 % is seen in its first step.
 """
 
 import copy
@@ -34,6 +36,7 @@ from .views import seed_of
 
 LIMIT = 2.0
 LEAST = 2.0**-22
+LEAST_SHARE = 0.01  # of the sum of losses
 WEIGHTS = "weights"
 
 
@@ -85,32 +88,42 @@ class Certificate:
 
 def certify(job: Job, *, steps: int, seeds: Sequence[int], show_progress: bool = True) -> Certificate:
     """Train the three copies for `steps` steps from every seed."""
-    ours: dict[str, list[list[float]]] = {}
-    nudged: dict[str, list[list[float]]] = {}
+    values: dict[str, list[list[dict[str, float]]]] = {"published": [], "nudged": [], "ours": []}
+    apart: dict[str, list[list[float]]] = {"nudged": [], "ours": []}
     first = 0
     with tqdm(total=steps * len(seeds), unit="step", disable=not show_progress) as bar:
         for seed in seeds:
             processes = Processes(0, 1, Processes.join(job.device).device)
             published = Trainer(replace(job, seed=seed), processes)
-            first = published.recipe.certified_from()
-            others = {"nudged": _copy(published), "ours": _copy(published)}
-            nudge_(others["nudged"].module, seed)
-            for curves in (ours, nudged):
-                for name in curves:
-                    curves[name].append([])
+            recipe, first = published.recipe, published.recipe.certified_from()
+            trainers = {"published": published, "nudged": _copy(published), "ours": _copy(published)}
+            nudge_(trainers["nudged"].module, seed)
+            for rows in (*values.values(), *apart.values()):
+                rows.append([])
             for step, batch in zip(range(first, first + steps), published.batches(first, first + steps), strict=True):
                 batch.pop("problems")
-                expected = published.numbers(published.take(step, batch, published.recipe.published_step))
-                for label, curves in (("nudged", nudged), ("ours", ours)):
-                    trainer = others[label]
-                    forward = trainer.recipe.published_step if label == "nudged" else None
-                    losses = trainer.numbers(trainer.take(step, batch, forward))
-                    distances = {name: _relative(losses[name], expected[name]) for name in expected}
-                    distances[WEIGHTS] = distance(trainer.module, published.module)
-                    for name, value in distances.items():
-                        curves.setdefault(name, [[]])[-1].append(value)
+                for name, trainer in trainers.items():
+                    forward = recipe.step if name == "ours" else recipe.published_step
+                    values[name][-1].append(trainer.numbers(trainer.take(step, batch, forward)))
+                for name, rows in apart.items():
+                    rows[-1].append(distance(trainers[name].module, published.module))
                 bar.update()
-    return Certificate(first, steps, tuple(seeds), _arrays(ours), _arrays(nudged))
+    return Certificate(first, steps, tuple(seeds), *(_distances(values, apart, name) for name in ("ours", "nudged")))
+
+
+def _distances(values: dict[str, list], apart: dict[str, list], run: str) -> dict[str, np.ndarray]:  # (seeds, steps)
+    """Of every loss, and of the weights, from the published run."""
+    names = [*values["published"][0][0]]
+
+    def curve(run: str, name: str) -> np.ndarray:
+        return np.array([[losses[name] for losses in row] for row in values[run]])
+
+    total = abs(curve("published", "loss")).max()
+    distances = {}
+    for name in names:
+        expected = curve("published", name)
+        distances[name] = abs(curve(run, name) - expected) / max(abs(expected).max(), LEAST_SHARE * total, 1e-30)
+    return distances | {WEIGHTS: np.array(apart[run])}
 
 
 def _copy(trainer: Trainer) -> Trainer:
@@ -145,22 +158,12 @@ def distance(module: nn.Module, other: nn.Module) -> float:
     return difference / max(size, 1e-30)
 
 
-def _relative(value: float, expected: float) -> float:
-    if value == expected:
-        return 0.0
-    return abs(value - expected) / max(abs(expected), 1e-30)
-
-
 def _ratio(ours: np.ndarray, nudged: np.ndarray) -> float:
     """NaN counts as infinitely far."""
     ours, nudged = (np.maximum(np.nan_to_num(x, nan=np.inf), LEAST) for x in (ours, nudged))
     if np.isinf(nudged).any():
         raise ArithmeticError("the published training is no number: there is nothing to compare with")
     return float(np.exp(np.mean(np.log(ours) - np.log(nudged))))
-
-
-def _arrays(curves: dict[str, list[list[float]]]) -> dict[str, np.ndarray]:
-    return {name: np.array(values) for name, values in curves.items()}
 
 
 def plot(certificate: Certificate) -> str:

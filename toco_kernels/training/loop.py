@@ -25,7 +25,7 @@ from .views import seed_of
 PRECISIONS = ("float32", "bfloat16", "float16")
 
 
-class TrainingError(RuntimeError):
+class TrainingError(ArithmeticError):
     """Training cannot go on."""
 
 
@@ -109,7 +109,9 @@ class Trainer:
         self.wrapped: nn.Module = self.module
         if processes.world > 1:
             on = [processes.device.index] if processes.device.type == "cuda" else None
-            self.wrapped = DistributedDataParallel(self.module, device_ids=on)
+            self.wrapped = DistributedDataParallel(
+                self.module, device_ids=on, find_unused_parameters=self.recipe.unused_parameters
+            )
 
     def batches(self, start: int, stop: int) -> torch.utils.data.DataLoader:
         """The batches of these steps."""

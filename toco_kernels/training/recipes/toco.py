@@ -39,6 +39,7 @@ def _preset(config: ToCoConfig, **others) -> dict:
         "train_positions": False,
         "checkpointing": False,
         "energy_kernel": "auto",
+        "skip_unweighted": False,
         "steps": optimisation.pop("steps"),
         "lr": optimisation.pop("lr"),
         "optimisation": optimisation,
@@ -75,6 +76,7 @@ class Recipe(Base):
             backbone_options={"embed_dim": 128, "depth": 6, "num_heads": 4, "patch_size": 8, "img_size": 96},
             pretrained=False,
             train_positions=True,
+            skip_unweighted=True,
             batch_size=32,
             augmentation={
                 "size": 96,
@@ -87,6 +89,11 @@ class Recipe(Base):
             },
         ),
     }
+
+    @property
+    def unused_parameters(self) -> bool:
+        """Where losses without weight are left out."""
+        return self.settings["skip_unweighted"]
 
     def config(self) -> ToCoConfig:
         """The method's configuration."""
@@ -116,6 +123,7 @@ class Recipe(Base):
             checkpointing=settings["checkpointing"],
             energy_kernel=settings["energy_kernel"],
             process_group=process_group,
+            skip_unweighted=settings["skip_unweighted"],
             backbone_options=settings["backbone_options"],
         )
 
