@@ -16,13 +16,7 @@ from toco_kernels.training.certify import Certificate
 from toco_kernels.training.loop import Job, Trainer
 from toco_kernels.training.recipes import toco
 
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def small_toco(run):

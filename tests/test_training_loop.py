@@ -27,14 +27,7 @@ from toco_kernels.training.processes import Processes
 from toco_kernels.training.shapes import Shapes
 from toco_kernels.training.views import Augmentation, Views, keyed
 
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    """A network this small is slower on two."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 TINY = str(Path(__file__).with_name("tiny_method.py"))

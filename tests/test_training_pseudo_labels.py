@@ -240,9 +240,6 @@ def test_labels_from_a_segmentation():
     np.testing.assert_array_equal(raw, scores.argmax(0))
     refined = pseudo_label(image, scores, 0 * labels, Settings("toco-test", source="seg"))
     assert share_right(raw, truth) < 0.97 < share_right(refined, truth)
-        share_right(raw, truth),
-        share_right(refined, truth),
-    )
 
 
 def test_a_segmentation_needs_no_image_labels(tmp_path):

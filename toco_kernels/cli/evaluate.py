@@ -24,9 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--labels", type=Path, metavar="DIR", help="the folder of NAME.png for --protocol labels")
     parser.add_argument("--data", default="voc", choices=["shapes", "voc", "coco", "folder"], help="their data set")
     parser.add_argument("--split", default="train", help="of the data set, for --protocol labels (default: train)")
-    parser.add_argument(
-        "--list", type=Path, metavar="FILE", help="names of the 4,999 photographs of toco-coco-part"
-    )
+    parser.add_argument("--list", type=Path, metavar="FILE", help="names of the 4,999 photographs of toco-coco-part")
     parser.add_argument("--out", type=Path, metavar="DIR", help="where segmentations go that are refined by a CRF")
     parser.add_argument("--workers", type=natural_int, default=0, metavar="N", help="processes that refine by a CRF")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every class too")

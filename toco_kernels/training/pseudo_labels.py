@@ -4,6 +4,7 @@ Every file is written whole or not at all, so an interrupted run goes on where i
 with is beside them in settings.json; a run with other settings refuses the folder rather than mix two kinds of labels.
 """
 
+import json
 import sys
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -122,7 +123,7 @@ def refine_and_write(
 
 def claim(out: Path, settings: dict) -> None:
     """Write settings.json, or make sure that the one there says the same."""
-    file = out / "settings.json"
+    file, settings = out / "settings.json", json.loads(json.dumps(settings))  # as they are read again
     if not file.exists():
         if any(out.glob("*.png")):
             raise DataError(out, "holds pictures, and no settings.json that says how they were made: take another one")
