@@ -16,6 +16,7 @@ import pytest
 import torch
 
 pytest.importorskip("torchvision", reason='needs pip install "toco-kernels[train]"')
+pytest.importorskip("timm", reason='needs pip install "toco-kernels[train]"')
 
 from PIL import Image
 from voc_folder import make_folder
@@ -24,6 +25,7 @@ from toco_kernels.training import batches, checkpoints, recipes
 from toco_kernels.training.files import DataError
 from toco_kernels.training.loop import Job, Trainer, TrainingError, train
 from toco_kernels.training.processes import Processes
+from toco_kernels.training.recipes import toco
 from toco_kernels.training.shapes import Shapes
 from toco_kernels.training.views import Augmentation, Views, keyed
 
@@ -278,8 +280,8 @@ quiet(job(Path({run!r}), settings=dict(dropout=0.0, batch_size=8), checkpoint_ev
 """
 
 
-def torchrun(run, *, processes=2, resume=False):
-    program = CHILD.format(tests=str(Path(__file__).parent), run=str(run), resume=resume)
+def torchrun(run, *, processes=2, resume=False, program=CHILD):
+    program = program.format(tests=str(Path(__file__).parent), run=str(run), resume=resume)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
     script = run.parent / "child.py"
     script.write_text(program)
@@ -301,6 +303,37 @@ def test_two_processes_give_the_losses_of_one(tmp_path):
     assert json.loads((tmp_path / "two" / "config.json").read_text())["world"] == 2
     measured = [json.loads((tmp_path / name / "metrics.json").read_text())["cam_miou"] for name in ("one", "two")]
     assert measured[0] == pytest.approx(measured[1], abs=0.01)
+
+
+TOCO_CHILD = """
+import sys
+sys.path.insert(0, {tests!r})
+from test_training_loop import toco_job, quiet
+from pathlib import Path
+quiet(toco_job(Path({run!r})), resume={resume})
+"""
+
+
+def toco_job(run):
+    """All losses that are sums over the joined batch: of all but `seg`, whose means are over a process's own pixels."""
+    settings = toco.Recipe.preset("shapes", batch_size=4, steps=3)
+    settings["backbone_options"] = settings["backbone_options"] | {"embed_dim": 32, "depth": 3, "num_heads": 2}
+    settings["augmentation"] = settings["augmentation"] | {"size": 64}
+    weights = {"cls": 1.0, "cls_aux": 1.0, "ptc": 0.2, "ctc": 0.5, "reg": 0.05}
+    stages = [{"until": None, "weights": weights, "labels_from": "main"}]
+    small = {"local_crops": 2, "local_size": 24, "projection": (32, 16, 16), "stages": stages}
+    settings["config"] = settings["config"] | small
+    return Job(run, "toco", settings, log_every=1, device="cpu", evaluate_images=(2, 4))
+
+
+def test_two_processes_train_toco_as_one_does(tmp_path):
+    torchrun(tmp_path / "two", program=TOCO_CHILD)
+    quiet(toco_job(tmp_path / "one"))
+    for one, two in zip(losses(tmp_path / "one"), losses(tmp_path / "two"), strict=True):
+        for name in ("loss", "cls", "cls_aux", "ptc", "ctc", "reg"):
+            assert two[name] == pytest.approx(one[name], rel=1e-4, abs=1e-6), (name, one, two)
+        assert one["ptc"] > 0
+        assert one["ctc"] > 0
 
 
 def test_two_processes_are_resumed(tmp_path):
