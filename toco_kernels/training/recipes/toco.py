@@ -60,15 +60,17 @@ class Recipe(Base):
         "shapes": _preset(
             replace(
                 VOC,
-                high=0.6,
+                high=0.7,
+                low=0.4,
+                background=0.6,
                 local_crops=4,
                 local_size=32,
                 decoder_width=64,
                 projection=(256, 64, 128),
                 cam_scales=(1.0,),
-                stages=(Stage(299, _PLAIN), Stage(None, _ALL)),
+                stages=(Stage(99, _PLAIN), Stage(None, _ALL)),
                 optimisation=Optimisation(
-                    1000, lr=1e-3, head_factor=1.0, weight_decay=0.05, warmup_steps=50, warmup_ratio=0.01
+                    300, lr=1e-3, head_factor=1.0, weight_decay=0.05, warmup_steps=20, warmup_ratio=0.01
                 ),
                 quirks=Quirks(restart_after_warmup=False),
             ),
