@@ -7,7 +7,6 @@ import sys
 from dataclasses import replace
 
 import pytest
-import timm
 import torch
 import torch.nn.functional as F
 from toco_inputs import VIT, gradients, sharper, tiny_batch, tiny_toco, twins
@@ -18,6 +17,7 @@ from toco_kernels.methods import TINY, VOC, Backbone, Quirks, Stage, ToCo, ToCoC
 from toco_kernels.methods.config import LOSSES
 from toco_kernels.methods.published import forward, tokens_of
 
+timm = pytest.importorskip("timm")
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 

@@ -3,10 +3,12 @@
 import copy
 from dataclasses import replace
 
+import pytest
 import torch
 
 from toco_kernels.methods import TINY, ToCo
 
+pytest.importorskip("timm")
 VIT = {"img_size": 64, "patch_size": 8, "embed_dim": 32, "depth": 4, "num_heads": 2}
 
 

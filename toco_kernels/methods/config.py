@@ -100,7 +100,7 @@ class ToCoConfig:
         cam_scales: sizes at which CAMs are made; 1 is the main pass itself.
         aux_layer: block whose output feeds the auxiliary classifier; negative ones count from the end.
         decoder_width, projection: channels of the decoder; hidden layers, bottleneck and output of the projection head.
-        max_classes: at most how many classes of an image are refined, None: all. A GPU sizes its work by it.
+        max_classes: at most how many classes of an image are refined, None: all. A GPU allocates for so many.
         energy_weight, sigma_rgb, sigma_xy, scale_factor: of the dense energy, `reg`.
         mean, std: of the colours, in 0..255; images arrive normalised by them. ImageNet's, for every backbone.
         quirks: of the published code.

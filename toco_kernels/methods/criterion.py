@@ -186,7 +186,7 @@ class ToCoCriterion(nn.Module):
             high=config.high,
             low=config.low,
             down_scale=min(2, *images.shape[2:]),
-            # A number, where None would make the host wait for a GPU. Only present classes cost time on a CPU.
+            # A number, where None would make the host wait for a GPU. Absent classes cost memory there, and no time.
             max_classes=classes if config.max_classes is None else min(classes, config.max_classes),
         )
 

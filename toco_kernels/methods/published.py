@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.profiler import record_function
 
 from ..affinity_refine.reference import refine_cam_labels
 from ..cam.reference import cam_to_label, cam_to_roi, crop_uncertain, merge_cams, present_cams
@@ -50,15 +51,19 @@ def published_step(
         return forward(model, images, fused_attention)
 
     with torch.no_grad():
-        maps, aux_maps = cam_maps(model, images, network)
-        cams, aux_cams = (merge_cams(x, None, size, size) for x in (maps, aux_maps))
-        crops, flags = local_crops(model, views, cam_to_roi(aux_cams, image_labels, **limits))
+        with record_function("published::cam passes"):
+            maps, aux_maps = cam_maps(model, images, network)
+        with record_function("published::merged CAMs and crops"):
+            cams, aux_cams = (merge_cams(x, None, size, size) for x in (maps, aux_maps))
+            crops, flags = local_crops(model, views, cam_to_roi(aux_cams, image_labels, **limits))
 
-    student, teacher = projections(model, [images, views["second_global"]], crops, fused_attention)
-    logits, aux_logits, segmentation, tokens, _, _ = network(images)
+    with record_function("published::teacher's and student's passes"):
+        student, teacher = projections(model, [images, views["second_global"]], crops, fused_attention)
+    with record_function("published::main pass"):
+        logits, aux_logits, segmentation, tokens, _, _ = network(images)
 
     stage = config.stage(step)
-    with torch.no_grad():
+    with torch.no_grad(), record_function("published::labels"):
         chosen = present_cams(cams if stage.labels_from == "main" else aux_cams, image_labels)
         colours = denormalised(images, config)
         quantised = colours.clamp(0, 255).to(torch.uint8) / 255.0 if config.quirks.quantise_image else colours / 255.0
@@ -78,16 +83,17 @@ def published_step(
         small = F.interpolate(aux_cams, size=tokens.shape[2:], mode="bilinear", align_corners=False)
         patch_labels = cam_to_label(small, image_labels, boxes, config.high, config.low, 255)  # the boxes as they are
 
-    segmentation = F.interpolate(segmentation, size=size, mode="bilinear", align_corners=False)
-    mask = affinity_mask(patch_labels.flatten(1), 255)
-    losses = {
-        "cls": F.multilabel_soft_margin_loss(logits, image_labels.to(logits.dtype)),
-        "cls_aux": F.multilabel_soft_margin_loss(aux_logits, image_labels.to(logits.dtype)),
-        "ptc": masked_contrast(tokens.flatten(2).mT, mask),
-        "ctc": class_token_contrast(student, teacher, flags, config.temperature),
-        "seg": segmentation_loss(segmentation, labels),
-        "reg": config.energy_weight * (energy or lattice_energy)(colours, segmentation, labels, boxes),
-    }
+    with record_function("published::losses"):
+        segmentation = F.interpolate(segmentation, size=size, mode="bilinear", align_corners=False)
+        mask = affinity_mask(patch_labels.flatten(1), 255)
+        losses = {
+            "cls": F.multilabel_soft_margin_loss(logits, image_labels.to(logits.dtype)),
+            "cls_aux": F.multilabel_soft_margin_loss(aux_logits, image_labels.to(logits.dtype)),
+            "ptc": masked_contrast(tokens.flatten(2).mT, mask),
+            "ctc": class_token_contrast(student, teacher, flags, config.temperature),
+            "seg": segmentation_loss(segmentation, labels),
+            "reg": config.energy_weight * (energy or lattice_energy)(colours, segmentation, labels, boxes),
+        }
     loss = sum(stage.weight(name) * losses[name] for name in LOSSES)
     return ToCoOutput(loss, losses, present_cams(cams, image_labels), labels, tokens.flatten(2).mT)
 

@@ -1,0 +1,206 @@
+"""ToCo's whole training step, forward and backward, against the published one.
+
+`published` follows the published step (toco_kernels.methods.published), its redundant passes included, with the lattice
+of plain_lattice.cpp; `rewrite` is the same with fused attention. Both synchronise as published on a GPU.
+
+    python benchmarks/bench_step.py [--backbone NAME] [--size N] [--batch N] [--rounds N]
+
+prints the times, the share of every part, and the ceiling: how many fewer operations there are.
+"""
+
+import argparse
+from functools import cache, partial
+
+import pytest
+import torch
+from bench_dense_energy import photographs, published_energy
+from harness import DEVICE, TRAINING, Bench, Case
+from torch.func import functional_call
+
+from toco_kernels.common.measure import synchronize, time_calls
+from toco_kernels.methods import VOC, ToCo
+from toco_kernels.methods.published import published_step
+
+pytest.importorskip("timm")
+STEP = VOC.stages[0].until + 1  # where all losses count
+CROPS, LOCAL, PATCH = VOC.local_crops, VOC.local_size, 16
+
+
+@cache
+def model_of(backbone, dtype=torch.float32, device="cpu"):
+    """Random weights. The classifiers are larger than at the start, so that CAMs have objects and background."""
+    torch.manual_seed(0)
+    model = ToCo(backbone, config=VOC)
+    with torch.no_grad():
+        for classifier in (model.classifier, model.aux_classifier):
+            classifier.weight.mul_(20)
+    return model.to(device, dtype)
+
+
+def trained(model):
+    return {name: p for name, p in model.named_parameters() if p.requires_grad}
+
+
+def step_inputs(generator, *, backbone, batch, size):
+    model = model_of(backbone)
+    labels = torch.zeros(batch, 20)
+    for row in labels:
+        row[torch.randperm(20, generator=generator)[:2]] = 1
+    mean, std = (torch.tensor(x)[:, None, None] for x in (VOC.mean, VOC.std))
+    views = [(photographs(generator, batch, size, size) - mean) / std for _ in range(3)]
+    return {
+        "backbone": backbone,
+        "weights": torch.cat([p.detach().flatten() for p in trained(model).values()]),
+        "images": views[0],
+        "image_labels": labels,
+        "second_global": views[1],
+        "local_source": views[2],
+        "draws": torch.rand(batch, CROPS, generator=generator),
+        "boxes": torch.tensor([[0, size, 0, size]] * batch),
+    }
+
+
+def run(step, *, backbone, weights, images, image_labels, second_global, local_source, draws, boxes):
+    """The loss of one step; its gradient in all weights is one tensor, which costs a copy of them."""
+    model = model_of(backbone, weights.dtype, str(weights.device))
+    shapes = {name: p.shape for name, p in trained(model).items()}
+    parts = weights.split([shape.numel() for shape in shapes.values()])
+    parameters = {name: x.view(shape) for (name, shape), x in zip(shapes.items(), parts, strict=True)}
+    views = {"second_global": second_global, "local_source": local_source, "draws": draws.double()}
+    arguments = {"views": views, "boxes": boxes, "step": STEP}
+    return functional_call(
+        Step(model, step), {f"model.{k}": x for k, x in parameters.items()}, (images, image_labels), arguments
+    )
+
+
+class Step(torch.nn.Module):
+    """A function of a model as a module, for functional_call."""
+
+    def __init__(self, model, step):
+        super().__init__()
+        self.model, self.step = model, step
+
+    def forward(self, *args, **kwargs):
+        return self.step(self.model, *args, **kwargs).loss
+
+
+def plain_energy(colours, logits, labels, boxes):
+    return published_energy(colours, logits, labels, boxes, "lattice")
+
+
+STEPS = {
+    "toco_kernels": lambda model, *args, **kwargs: model(*args, **kwargs),
+    "published": partial(published_step, energy=plain_energy),
+    "rewrite": partial(published_step, energy=plain_energy, fused_attention=True),
+}
+
+
+def operations(model, batch, size):
+    """Of ViT and decoder: (ours, published), forward and backward, a multiply-add counted as two."""
+    width, depth, hidden = model.backbone.width, len(model.backbone.vit.blocks), VOC.decoder_width
+
+    def vit(size):
+        patches = (size // PATCH) ** 2
+        tokens = patches + 1
+        block = 24 * tokens * width**2 + 4 * tokens**2 * width
+        return depth * block + 2 * patches * 3 * PATCH**2 * width
+
+    def decoder(size):
+        return 2 * (size // PATCH) ** 2 * (9 * width * hidden + 9 * hidden**2 + hidden * model.num_classes)
+
+    scaled = [int(scale * size) for scale in VOC.cam_scales]
+    cams = sum(2 * vit(n) for n in scaled)
+    local = CROPS * vit(LOCAL)
+    ours = 3 * (2 * vit(size) + local + decoder(size)) + cams - vit(size)
+    published = 3 * (3 * vit(size) + local + decoder(size)) + 2 * vit(size) + cams + sum(2 * decoder(n) for n in scaled)
+    return batch * ours, batch * published
+
+
+def flop(direction, *, backbone, images, **_):
+    return operations(model_of(backbone), len(images), images.shape[-1])[0]
+
+
+CASES = {
+    "cpu": [
+        Case("DeiT-Ti, two images", {"backbone": "deit_tiny_patch16_224", "batch": 2, "size": 448}, decisive=True),
+        Case("DeiT-B, one image", {"backbone": "deit_base_patch16_224", "batch": 1, "size": 448}),
+    ],
+    "cuda": [
+        Case(
+            f"DeiT-B, two images of {size}",
+            {"backbone": "deit_base_patch16_224", "batch": 2, "size": size},
+            decisive=size == 448,
+        )
+        for size in (448, 672, 1024)
+    ],
+}
+TOCO_STEP = Bench(
+    room="methods",
+    op="toco_step",
+    providers={name: partial(run, step) for name, step in STEPS.items()},
+    inputs=step_inputs,
+    flop=flop,
+    cases=CASES[DEVICE],
+    tiny={"backbone": "deit_tiny_patch16_224", "batch": 1, "size": 112},
+    differentiable=("weights",),
+)
+
+
+@pytest.mark.parametrize(
+    "case", [pytest.param(case, id=case.name, marks=[pytest.mark.decisive] * case.decisive) for case in TOCO_STEP.cases]
+)
+def test_toco_step(case, compare):
+    compare(TOCO_STEP, case, TRAINING)
+
+
+def shares(call):
+    """Each part's share of one step's time: what `record_function` marks, and the backward."""
+    from torch.profiler import ProfilerActivity, profile
+
+    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if DEVICE == "cuda" else [])]
+    with profile(activities=activities) as profiler:
+        call()
+        synchronize()
+    events = [event for event in profiler.key_averages() if "::" in event.key]
+    marked = [event for event in events if event.key.split("::")[0] in ("toco", "published", "step")]
+    time = {event.key: event.device_time_total if DEVICE == "cuda" else event.cpu_time_total for event in marked}
+    whole = time.pop("step::all")
+    return {name: ms / whole for name, ms in time.items()}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--backbone", default="deit_tiny_patch16_224")
+    parser.add_argument("--size", type=int, default=448)
+    parser.add_argument("--batch", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=5)
+    args = parser.parse_args()
+    sizes = {"backbone": args.backbone, "batch": args.batch, "size": args.size}
+    inputs = TOCO_STEP.make(Case("", sizes), TRAINING)
+
+    def training(provider):
+        def call():
+            with torch.profiler.record_function("step::all"):
+                loss = provider(**inputs)
+                with torch.profiler.record_function("step::backward"):
+                    torch.autograd.grad(loss, inputs["weights"])
+
+        return call
+
+    calls = {name: training(provider) for name, provider in TOCO_STEP.providers.items()}
+    timings = time_calls(calls, rounds=args.rounds, seconds=600)
+    ours, published = operations(model_of(args.backbone), args.batch, args.size)
+    print(f"{args.backbone}, {args.batch} images of {args.size}, {DEVICE}, {torch.get_num_threads()} threads")
+    for name, timing in timings.items():
+        ratio = timing.ms / timings["toco_kernels"].ms
+        print(f"  {name:<14}{timing.ms:9.0f} ms  ({timing.ms_p20:.0f} to {timing.ms_p80:.0f}), {ratio:.2f} times ours")
+    operations_of_both = f"{published / 1e9:.0f} / {ours / 1e9:.0f} GF"
+    print(f"ceiling by operations of ViT and decoder: {published / ours:.2f} ({operations_of_both})")
+    for name in ("toco_kernels", "published"):
+        print(f"share of each part of {name}:")
+        for part, share in sorted(shares(calls[name]).items(), key=lambda item: -item[1]):
+            print(f"  {part:<45}{share:6.1%}")
+
+
+if __name__ == "__main__":
+    main()
