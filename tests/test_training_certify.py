@@ -13,8 +13,8 @@ pytest.importorskip("timm", reason='needs pip install "toco-kernels[train]"')
 
 from toco_kernels.training import certify, recipes
 from toco_kernels.training.certify import Certificate
-from toco_kernels.training.loop import Job, Trainer
 from toco_kernels.training.recipes import toco
+from toco_kernels.training.trainer import Job, Trainer
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

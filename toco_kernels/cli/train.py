@@ -83,7 +83,7 @@ def run(args: argparse.Namespace) -> int:
 
 def job_of(args: argparse.Namespace, run: Path) -> Any:
     """What to train, by the arguments."""
-    loop = import_extra("toco_kernels.training.loop", "train")
+    trainer = import_extra("toco_kernels.training.trainer", "train")
     recipe = import_extra("toco_kernels.training.recipes", "train").find(args.method)
     preset = args.preset or (args.data if args.data in recipe.presets else "voc")
     settings = recipe.preset(preset)
@@ -91,7 +91,7 @@ def job_of(args: argparse.Namespace, run: Path) -> Any:
         if value is not None:
             settings = changed(settings, name, value)
     only_train = ("workers", "log_every", "picture_every", "evaluate_every", "checkpoint_every")
-    return loop.Job(
+    return trainer.Job(
         run,
         args.method,
         settings,

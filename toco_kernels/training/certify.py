@@ -30,8 +30,8 @@ from torch import nn
 from tqdm import tqdm
 
 from .files import write_json, write_whole
-from .loop import Job, Trainer
 from .processes import Processes
+from .trainer import Job, Trainer
 from .views import seed_of
 
 LIMIT = 2.0
