@@ -6,6 +6,7 @@ import os
 
 import numpy as np
 import pytest
+import torch
 
 pytest.importorskip("torchvision", reason='needs pip install "toco-kernels[train]"')
 
@@ -172,7 +173,7 @@ def test_a_label_without_a_photograph_is_said(tmp_path):
     change_table(root, ghost=["cat"])
     data = folder.open_folder(root, "train")
     assert data.names == ["a", "b", "c"]
-    assert data.warnings == ["labels.json: ghost has an image label, and no photograph"], "d is another split's"
+    assert data.warnings == [f"{root}/labels.json: ghost has an image label, and no photograph"], "d is another split's"
 
 
 def test_a_photograph_of_nothing_is_said(tmp_path):
@@ -250,3 +251,41 @@ def test_a_disk_that_is_really_full(tmp_path):
     with pytest.raises(DataError, match="cannot be written"):
         files.write_whole(tmp_path / "x", lambda path: (path.symlink_to("/dev/full"), path.write_bytes(b"0" * 9999)))
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_a_disk_that_fills_while_training(tmp_path, monkeypatch):
+    """The last good checkpoint stays, and the run goes on from it."""
+    from test_training_loop import job, losses, quiet
+
+    from toco_kernels.training import checkpoints
+
+    save, saved = torch.save, []
+
+    def until_full(state, path):
+        if saved:
+            path.write_bytes(b"half of it")
+            raise RuntimeError("PytorchStreamWriter failed writing file data/3: No space left on device")
+        save(state, path)
+        saved.append(path)
+
+    run = tmp_path / "run"
+    monkeypatch.setattr(checkpoints.torch, "save", until_full)
+    with pytest.raises(DataError, match=r"step-00000004\.pt: cannot be written: .*No space left"):
+        quiet(job(run, checkpoint_every=2))
+    assert [file.name for file in (run / "checkpoints").iterdir()] == ["step-00000002.pt"]
+    monkeypatch.undo()
+    quiet(job(run, checkpoint_every=2), resume=True)
+    quiet(job(tmp_path / "whole"))
+    assert losses(run) == losses(tmp_path / "whole")
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_a_damaged_checkpoint_is_named(tmp_path):
+    from test_training_loop import job, quiet
+
+    quiet(job(tmp_path, checkpoint_every=3))
+    last = tmp_path / "checkpoints" / "step-00000006.pt"
+    last.write_bytes(last.read_bytes()[:500])
+    with pytest.raises(DataError, match=r"step-00000006\.pt: is no checkpoint"):
+        quiet(job(tmp_path, checkpoint_every=3), resume=True)

@@ -15,6 +15,8 @@ KEPT = 2  # how many of the newest stay
 def save(folder: Path, step: int, state: dict) -> Path:
     """Write a checkpoint of the training before `step`, and remove old ones."""
     file = folder / f"step-{step:08d}.pt"
+    for unfinished in folder.glob(".step-*.partial"):  # of a process that was killed
+        unfinished.unlink(missing_ok=True)
     write_whole(file, lambda path: torch.save({"step": step, **state}, path))
     for old in files(folder)[:-KEPT]:
         old.unlink(missing_ok=True)

@@ -60,9 +60,6 @@ class Folder:
             raise DataError(root, "lists no photograph")
         self.label_source = self._source(labels)
         table = self._table()
-        for name in sorted(set(table or ()) - images.keys()):  # those of other splits have a photograph
-            if not photograph(root, name).exists():
-                self.warnings.append(f"{self.label_source}: {name} has an image label, and no photograph")
         for name, file in images.items():
             try:
                 row = self._labels_of(name, table)
@@ -152,9 +149,14 @@ def open_folder(root: Path, split: str, *, labels: str = "auto", lenient: bool =
     names = read_names(split_file(root, split))
     masks = root / "SegmentationClass"
     images = {name: photograph(root, name) for name in names}
-    return Folder(
+    data = Folder(
         images, classes=classes, root=root, masks=masks if masks.is_dir() else None, labels=labels, lenient=lenient
     )
+    if data.label_source == "labels.json":
+        for name in sorted(image_labels.read_labels(root / "labels.json", classes).keys() - images.keys()):
+            if not photograph(root, name).exists():  # those of other splits have one
+                data.warnings.append(f"{root / 'labels.json'}: {name} has an image label, and no photograph")
+    return data
 
 
 def open_voc(root: Path, split: str, *, sbd: Path | None = None, labels: str = "auto", lenient: bool = False) -> Folder:

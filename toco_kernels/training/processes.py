@@ -2,6 +2,7 @@
 
 import os
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import TypeVar
 
 import torch
@@ -28,7 +29,8 @@ class Processes:
             chosen = torch.device("cuda", local if world > 1 or chosen.index is None else chosen.index)
             torch.cuda.set_device(chosen)
         if world > 1 and not dist.is_initialized():
-            dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
+            # The first process evaluates alone, which may take hours, and the others wait.
+            dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo", timeout=timedelta(days=2))
         return cls(rank, world, chosen)
 
     @property

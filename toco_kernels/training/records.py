@@ -69,8 +69,11 @@ class Records:
 
     def losses(self, step: int, values: dict[str, float]) -> None:
         """Write the losses of a step."""
-        with open(self.file, "a", encoding="utf-8") as opened:
-            opened.write(json.dumps({"step": step, **values}) + "\n")
+        try:
+            with open(self.file, "a", encoding="utf-8") as opened:
+                opened.write(json.dumps({"step": step, **values}) + "\n")
+        except OSError as error:
+            raise DataError(self.file, f"cannot be written: {error}") from error
         if self.events:
             for name, value in values.items():
                 self.events.add_scalar(f"train/{name}", value, step)
