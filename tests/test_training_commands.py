@@ -16,7 +16,7 @@ from voc_folder import CLASSES, LABELS, make_folder
 from toco_kernels.__main__ import main
 from toco_kernels.cli import pseudo_label as pseudo_label_command
 from toco_kernels.cli import train as train_command
-from toco_kernels.training import coco, evaluation, files, folder, protocols, pseudo_labels, refine
+from toco_kernels.training import coco, evaluation, files, folder, image_labels, protocols, pseudo_labels, refine
 from toco_kernels.training.data import spread
 from toco_kernels.training.miou import Confusion
 from toco_kernels.training.protocols import PROTOCOLS
@@ -291,6 +291,15 @@ def test_files_for_vocs_test_server(tmp_path, monkeypatch):
 
 
 # Photographs, where they are
+
+
+@pytest.mark.skipif(not MINIVOC.is_dir(), reason="minivoc is not here")
+def test_the_fields_image_labels_agree_with_masks(tmp_path):
+    assert image_labels.main([str(MINIVOC / "cls_labels_onehot.npy"), str(tmp_path / "labels.json")]) == 0
+    data = [folder.open_folder(MINIVOC, "trainval", labels=x) for x in ("masks", str(tmp_path / "labels.json"))]
+    assert len(data[0]) == len(data[1]) == 174
+    agree = [(data[0].labels(index) == data[1].labels(index)).all() for index in range(174)]
+    assert sum(agree) == 173  # as its README says
 
 
 @pytest.mark.skipif(not MINIVOC.is_dir(), reason="minivoc is not here")
