@@ -70,7 +70,7 @@ class Recipe(Base):
                 cam_scales=(1.0,),
                 stages=(Stage(99, _PLAIN), Stage(None, _ALL)),
                 optimisation=Optimisation(
-                    300, lr=1e-3, head_factor=1.0, weight_decay=0.05, warmup_steps=20, warmup_ratio=0.01
+                    200, lr=1e-3, head_factor=1.0, weight_decay=0.05, warmup_steps=20, warmup_ratio=0.01
                 ),
                 quirks=Quirks(restart_after_warmup=False),
             ),
