@@ -3,6 +3,7 @@
 import json
 import platform
 import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -65,7 +66,7 @@ class Records:
 
             self.events = SummaryWriter(str(run), purge_step=step)
         except ImportError:
-            print('no TensorBoard events: pip install "toco-kernels[train]"')
+            print('no TensorBoard events: pip install "toco-kernels[train]"', file=sys.stderr)
 
     def losses(self, step: int, values: dict[str, float]) -> None:
         """Write the losses of a step."""

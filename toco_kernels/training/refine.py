@@ -84,7 +84,8 @@ def pseudo_label(
     if not len(present):
         return np.zeros(image.shape[:2], np.uint8)
     classes = np.append(0, present + 1).astype(np.uint8)
-    high, low = (_decide(image, maps[present], score, settings) for score in (settings.high, settings.low))
+    winners = {score: _decide(image, maps[present], score, settings) for score in {settings.high, settings.low}}
+    high, low = winners[settings.high], winners[settings.low]
     return np.where(high > 0, classes[high], np.where(low > 0, IGNORED, 0)).astype(np.uint8)
 
 
