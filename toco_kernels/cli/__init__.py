@@ -1,16 +1,21 @@
-"""The commands of `python -m toco_kernels`, one module each, and what two of them share.
+"""The commands of `python -m toco_kernels`, one module each, and what they share.
 
 A command's module has `add_arguments(parser)` and `run(args)`, which returns the exit code.
 """
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib import import_module
 from types import ModuleType
 
 COMMANDS = {  # name -> what `--help` says about it
     "doctor": "Show which implementation of each operator answers on this machine, and why.",
     "demo": "Run real photographs through the published code and through toco_kernels, side by side.",
+    "train": "Train a method, by default on generated images with nothing to download.",
+    "pseudo-label": "Write a pseudo label for every photograph, by a trained network.",
+    "evaluate": "Measure the mean IoU of a network or of a folder of labels, by published protocols.",
+    "certify": "Show on your data that the fast path trains as the published one does.",
 }
 
 
@@ -31,6 +36,26 @@ def positive_int(text: str) -> int:
     if value < 1:
         raise argparse.ArgumentTypeError(f"must be an integer of at least 1, got {text!r}")
     return value
+
+
+def natural_int(text: str) -> int:
+    """An argparse type."""
+    try:
+        value = int(text)
+    except ValueError:
+        value = -1
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"must be an integer of at least 0, got {text!r}")
+    return value
+
+
+@contextmanager
+def failing() -> Iterator[None]:
+    """Errors that tell the user what to do end the command with one line; others are bugs, and keep their traceback."""
+    try:
+        yield
+    except (ValueError, ArithmeticError, FileNotFoundError) as error:
+        raise SystemExit(f"error: {error}") from error
 
 
 def import_extra(name: str, extra: str) -> ModuleType:

@@ -1,0 +1,112 @@
+"""Batches: which sample comes when, and what happens where one cannot be read.
+
+Everything depends on the seed and on the step alone: not on the number of processes, on workers, or on what ran before.
+So a resumed run sees what it would have seen, and two processes see the halves of the batch that one would see.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
+
+from .files import DataError
+from .pseudo_labels import Data
+from .views import keyed
+
+
+class Order(Sampler):
+    """The samples of every step of one process, from step `start` on: lists of (epoch, index).
+
+    One epoch follows the other without a gap, so a batch may hold the end of one and the beginning of the next.
+
+    Args:
+        samples: how many there are.
+        batch_size: of all processes together; `world` divides it.
+        start, stop: the first step, and the first that is none any more.
+        seed: of the order.
+        rank, world: which process this is, of how many.
+    """
+
+    def __init__(self, samples: int, batch_size: int, start: int, stop: int, *, seed: int, rank: int, world: int):
+        if batch_size % world:
+            raise ValueError(f"batch_size must be divisible by the number of processes, {world}, got {batch_size}")
+        self.samples, self.batch_size, self.start, self.stop = samples, batch_size, start, stop
+        self.seed, self.rank, self.share = seed, rank, batch_size // world
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        shuffled: dict[int, np.ndarray] = {}
+        for step in range(self.start, self.stop):
+            first = step * self.batch_size + self.rank * self.share
+            batch = []
+            for position in range(first, first + self.share):
+                epoch, place = divmod(position, self.samples)
+                if epoch not in shuffled:
+                    shuffled = {e: order for e, order in shuffled.items() if e >= epoch - 1}
+                    shuffled[epoch] = np.random.default_rng([self.seed, epoch]).permutation(self.samples)
+                batch.append((epoch, int(shuffled[epoch][place])))
+            yield batch
+
+
+class Samples(Dataset):
+    """A photograph, its image labels and its views. One that cannot be read is replaced by the next one that can.
+
+    Args:
+        data: photographs and image labels.
+        views: from a photograph (H, W, 3) to a dictionary of tensors, with torch's random numbers.
+        seed: of those.
+    """
+
+    def __init__(self, data: Data, views: Callable[[np.ndarray], dict], seed: int):
+        self.data, self.views, self.seed = data, views, seed
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, key: tuple[int, int]) -> dict:
+        epoch, wanted = key
+        problems = []
+        for offset in range(len(self.data)):
+            index = (wanted + offset) % len(self.data)
+            try:
+                image = self.data.image(index)
+            except DataError as error:
+                problems.append(str(error))
+                continue
+            with keyed(self.seed, epoch, wanted), one_thread():
+                sample = self.views(image)
+            return sample | {"image_labels": torch.from_numpy(self.data.labels(index)), "problems": problems}
+        raise DataError(self.data.names[wanted], f"and all other photographs cannot be used; {problems[0]}")
+
+
+def collate(samples: list[dict]) -> dict:
+    """A batch; `problems` is what could not be read."""
+    problems = [problem for sample in samples for problem in sample.pop("problems")]
+    return default_collate(samples) | {"problems": problems}
+
+
+def loader(samples: Samples, order: Order, *, workers: int = 0, pin: bool = False) -> DataLoader:
+    """The batches of one process."""
+    return DataLoader(
+        samples,
+        batch_sampler=order,
+        num_workers=workers,
+        collate_fn=collate,
+        pin_memory=pin,
+        prefetch_factor=4 if workers else None,
+    )
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Pictures are too small for more: threads that wait for each other take nine times as long."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)

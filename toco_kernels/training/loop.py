@@ -1,0 +1,158 @@
+"""The training loop, the same for every method, on one process or many."""
+
+import sys
+import time
+import warnings
+from pathlib import Path
+
+from tqdm import tqdm
+
+from . import checkpoints, records
+from .data import SPLITS, has_masks, open_data, spread
+from .files import DataError, write_json
+from .predictor import Predictor
+from .processes import Processes
+from .pseudo_labels import Data
+from .trainer import Job, Trainer, TrainingError
+
+
+def train(job: Job, *, resume: bool = False, show_progress: bool = True) -> dict:
+    """Train from the beginning or from the newest checkpoint; returns what metrics.json holds."""
+    processes = Processes.join(job.device)
+    try:
+        return _train(job, processes, resume, show_progress and processes.first)
+    finally:
+        processes.leave()
+
+
+def _train(job: Job, processes: Processes, resume: bool, show_progress: bool) -> dict:
+    trainer = Trainer(job, processes)
+    config = job.as_dict() | {
+        "classes": trainer.data.classes,
+        "label_source": trainer.data.label_source,
+        "weights_sha256": trainer.weights_hash,
+        "world": processes.world,
+        "device": str(processes.device),
+        "versions": records.versions(),
+        "commit": records.commit(),
+    }
+    state = _begin(job.run, config, resume, processes)
+    start, seconds, skipped = 0, 0.0, set()
+    if state is not None:
+        trainer.restore(state)
+        start, seconds, skipped = state["step"], state["seconds"], set(state["skipped"])
+    stop = job.settings["steps"]
+    record = records.Records(job.run, start) if processes.first else None
+    began = time.monotonic()
+
+    def elapsed() -> float:
+        return seconds + time.monotonic() - began
+
+    with tqdm(total=stop, initial=start, unit="step", disable=not show_progress) as bar:
+        if processes.first:
+            for warning in trainer.data.warnings:
+                bar.write(f"warning: {warning}", file=sys.stderr)
+        watch = _Watch(trainer, record) if processes.first else None
+        for step, batch in zip(range(start, stop), trainer.batches(start, stop), strict=True):
+            for problem in batch.pop("problems"):
+                if problem not in skipped:
+                    bar.write(f"skipped: {problem}", file=sys.stderr)
+                    skipped.add(problem)
+            losses = trainer.take(step, batch)
+            if _due(step, job.log_every) or step == stop - 1:
+                values = trainer.numbers(losses)
+                wrong = [name for name, value in values.items() if value != value or abs(value) == float("inf")]
+                if wrong:
+                    raise TrainingError(f"{', '.join(wrong)} at step {step} is no number: {values}")
+                if record:
+                    record.losses(step, values)
+                bar.set_postfix({name: f"{value:.4g}" for name, value in values.items()}, refresh=False)
+            bar.update()
+            if watch:
+                watch.look(step)
+            if _due(step, job.checkpoint_every) or step == stop - 1:
+                everything = sorted(set().union(*processes.gather(skipped)))
+                if processes.first:
+                    kept = {"seconds": elapsed(), "skipped": everything}
+                    checkpoints.save(job.run / "checkpoints", step + 1, trainer.state() | kept)
+    skipped = set().union(*processes.gather(skipped))
+    metrics: dict = {}
+    if processes.first:
+        metrics = {"steps": stop, "seconds": elapsed(), "skipped": sorted(skipped)}
+        metrics |= _measure(trainer, show_progress)
+        record.metrics(metrics)
+        record.close()
+        if skipped:
+            print(f"{len(skipped)} photographs could not be used", file=sys.stderr)
+    processes.wait()
+    return metrics
+
+
+def _begin(run: Path, config: dict, resume: bool, processes: Processes) -> dict | None:
+    """Write config.json, or compare with the one there; returns the checkpoint to go on from."""
+    file = run / "config.json"
+    state = checkpoints.newest(run / "checkpoints") if resume else None
+    if file.exists() and not resume:
+        raise DataError(run, "holds a run already: --resume it, or take another folder")
+    if file.exists():
+        records.check_same(file, config)
+    processes.wait()  # until all have looked
+    if processes.first and not file.exists():
+        write_json(file, config)
+    return state
+
+
+class _Watch:
+    """Looks at some photographs of the validation split while it trains."""
+
+    def __init__(self, trainer: Trainer, record: records.Records):
+        self.trainer, self.record, self.job = trainer, record, trainer.job
+        self.data = None
+        if self.job.picture_every or self.job.evaluate_every:
+            self.data = _open(self.job, SPLITS[self.job.data][1])
+
+    def look(self, step: int) -> None:
+        """Draw pictures and evaluate where it is time to."""
+        if self.data is None or not (_due(step, self.job.picture_every) or _due(step, self.job.evaluate_every)):
+            return
+        predictor = _predictor(self.trainer)
+        settings = self.job.refined()
+        if _due(step, self.job.picture_every):
+            shown = spread(len(self.data), 4)
+            self.record.picture(step, predictor.picture(self.data, settings, shown))
+        if _due(step, self.job.evaluate_every):
+            some = spread(len(self.data), self.job.evaluate_images[0])
+            results = predictor.evaluate(self.data, settings, some, show_progress=False)
+            self.record.scores(step, {f"{name}_miou": result.miou() for name, result in results.items()})
+
+
+def _measure(trainer: Trainer, show_progress: bool) -> dict:
+    """The numbers of metrics.json, on the split that is measured."""
+    job = trainer.job
+    split = SPLITS[job.data][2]
+    data = _open(job, split)
+    if data is None:
+        return {"split": split, "cam_miou": None, "pseudo_label_miou": None, "seg_miou": None}
+    indices = spread(len(data), job.evaluate_images[1])
+    results = _predictor(trainer).evaluate(data, job.refined(), indices, show_progress=show_progress)
+    reports = {name: result.report(data.classes) for name, result in results.items()}
+    numbers = {f"{name}_miou": report["miou"] for name, report in reports.items()}
+    return {"split": split, "images": len(indices), "seg_miou": None, **numbers, "details": reports}
+
+
+def _open(job: Job, split: str) -> Data | None:
+    """A split with masks, or None and a warning."""
+    data = open_data(job.data, split, job.root, labels=job.labels)
+    if not has_masks(data):
+        warnings.warn(f"{job.root}: there are no masks to measure with", stacklevel=2)
+        return None
+    return data
+
+
+def _predictor(trainer: Trainer) -> Predictor:
+    return Predictor(trainer.recipe, trainer.module, trainer.processes.device, precision=trainer.job.precision)
+
+
+def _due(step: int, every: int) -> bool:
+    """Whether something that is done every so many steps is done after this one."""
+    return every > 0 and (step + 1) % every == 0

@@ -1,0 +1,131 @@
+"""From the CAM of an image, or its segmentation, to its label: as it is, refined by affinity (PAR), or by a dense CRF.
+
+A CAM has no background, whose score is a constant, or two: between `low` and `high`, a pixel stays open (255). Classes
+that the image does not show take no part. A segmentation has all classes, and image labels are not asked.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+import numpy as np
+
+from ..numpy import affinity_refine, dense_crf
+from .files import IGNORED
+
+
+@dataclass(frozen=True)
+class CRF:
+    """A dense CRF as one paper sets it.
+
+    Args:
+        gaussian: sigma in pixels and weight of the filter of positions.
+        bilateral: sigma in pixels, sigma of colours, and weight of the filter of both.
+        certainty: None, and it starts from probabilities; or from hard labels that are right with this probability.
+    """
+
+    gaussian: tuple[float, float]
+    bilateral: tuple[float, float, float]
+    certainty: float | None = None
+    iterations: int = 10
+
+
+CRF_PRESETS = {
+    "toco-test": CRF((1, 1), (121, 5, 4)),
+    "label-crf": CRF((3, 3), (50, 5, 10), certainty=0.7),  # SEAM, EPS and PPC
+    "vit-pcm": CRF((1, 3), (67, 3, 4)),
+}
+REFINEMENTS = ("none", "par", *CRF_PRESETS)
+SOURCES = ("cam", "seg")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a pseudo label depends on, beside the network.
+
+    Args:
+        refinement: one of REFINEMENTS.
+        high, low: the background's score; pixels that only one of them calls an object stay open. One number twice:
+            none stays open.
+        source: "cam", or "seg" for the segmentation.
+        dilations, iterations: of PAR.
+    """
+
+    refinement: str = "par"
+    high: float = 0.5
+    low: float = 0.5
+    source: str = "cam"
+    dilations: Sequence[int] = (1, 2, 4, 8, 12, 24)
+    iterations: int = 10
+
+    def __post_init__(self) -> None:
+        if self.refinement not in REFINEMENTS:
+            raise ValueError(f"refinement must be one of {', '.join(REFINEMENTS)}, got {self.refinement!r}")
+        if self.source not in SOURCES:
+            raise ValueError(f"source must be one of {', '.join(SOURCES)}, got {self.source!r}")
+        if not 0 <= self.low <= self.high <= 1:
+            raise ValueError(f"thresholds must be 0 <= low <= high <= 1, got low {self.low} and high {self.high}")
+
+    def as_dict(self) -> dict:
+        """Every value, for JSON."""
+        preset = CRF_PRESETS.get(self.refinement)
+        return asdict(self) | {"dilations": list(self.dilations), "crf": asdict(preset) if preset else None}
+
+
+def pseudo_label(
+    image: np.ndarray,  # (H, W, 3) uint8
+    maps: np.ndarray,  # CAMs (C, H, W) in [0, 1], or a segmentation's probabilities (C + 1, H, W)
+    labels: np.ndarray,  # (C,) 1 for the classes that the image shows; a segmentation does not ask
+    settings: Settings,
+) -> np.ndarray:  # (H, W) uint8: 0 background, c + 1 class c, 255 open
+    """The label of every pixel of one image."""
+    if settings.source == "seg":
+        return refined(image, maps.astype(np.float32), settings).argmax(0).astype(np.uint8)
+    present = np.flatnonzero(labels)
+    if not len(present):
+        return np.zeros(image.shape[:2], np.uint8)
+    classes = np.append(0, present + 1).astype(np.uint8)
+    winners = {score: _decide(image, maps[present], score, settings) for score in {settings.high, settings.low}}
+    high, low = winners[settings.high], winners[settings.low]
+    return np.where(high > 0, classes[high], np.where(low > 0, IGNORED, 0)).astype(np.uint8)
+
+
+def _decide(image: np.ndarray, cams: np.ndarray, background: float, settings: Settings) -> np.ndarray:  # (H, W)
+    """Which wins: 0 the background, k + 1 the k-th class shown. The first of equals."""
+    cams = cams.astype(np.float32)
+    scores = np.concatenate([np.full_like(cams[:1], background), cams])
+    if settings.refinement == "par":
+        odds = np.exp(scores - scores.max(0))
+        scores = odds / odds.sum(0)  # as ToCo does: PAR moves probabilities
+    return refined(image, scores, settings).argmax(0)
+
+
+def refined(image: np.ndarray, scores: np.ndarray, settings: Settings) -> np.ndarray:  # (K, H, W)
+    """Class scores along the borders of the image."""
+    if settings.refinement == "none":
+        return scores
+    colours = np.ascontiguousarray(image.transpose(2, 0, 1)).astype(np.float32)
+    if settings.refinement == "par":
+        options = {"dilations": tuple(settings.dilations), "iterations": settings.iterations}
+        return affinity_refine(colours, scores, **options)
+    return crf(colours, scores, CRF_PRESETS[settings.refinement])
+
+
+def crf(
+    image: np.ndarray,  # (3, H, W) in 0..255
+    scores: np.ndarray,  # (K, H, W), not negative
+    preset: CRF,
+) -> np.ndarray:  # (K, H, W)
+    """A dense CRF on the lattice over class scores, made probabilities by their sum, or by their argmax."""
+    if preset.certainty is None or len(scores) == 1:
+        start = scores / np.maximum(scores.sum(0), 1e-5)
+    else:
+        winner = scores.argmax(0) == np.arange(len(scores))[:, None, None]
+        start = np.where(winner, preset.certainty, (1 - preset.certainty) / (len(scores) - 1))
+    return dense_crf(
+        image,
+        start.astype(np.float32),
+        kernel="lattice",
+        iterations=preset.iterations,
+        gaussian=preset.gaussian,
+        bilateral=preset.bilateral,
+    )
