@@ -11,6 +11,8 @@ from types import ModuleType
 COMMANDS = {  # name -> what `--help` says about it
     "doctor": "Show which implementation of each operator answers on this machine, and why.",
     "demo": "Run real photographs through the published code and through toco_kernels, side by side.",
+    "port": "Print a diff that puts this package into a repository; --write applies it.",
+    "run": "Run a script with its published functions replaced while it is imported; nothing is written.",
 }
 
 

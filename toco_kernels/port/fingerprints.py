@@ -40,10 +40,15 @@ class Recognisable:
 def definitions(tree: ast.Module) -> list[Recognisable]:
     """The functions and classes at the top of a file, each under the name by which it can be imported.
 
-    Of several with one name the last counts, as for Python.
+    Of several with one name the last counts, as for Python, and none if something else takes the name afterwards.
     """
-    file = _File(tree)
-    last = {node.name: node for node in tree.body if isinstance(node, DEFINITIONS)}
+    file, last = _File(tree), {}
+    for node in tree.body:
+        if isinstance(node, DEFINITIONS):
+            last[node.name] = node
+        else:
+            for name in _bound(node):
+                last.pop(name, None)
     return [Recognisable(name, *file.of(node), node) for name, node in last.items()]
 
 

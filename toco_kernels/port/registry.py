@@ -68,10 +68,9 @@ class Replacement:
         """The function or class."""
         return getattr(import_module(self.module), self.name)
 
-    def import_as(self, name: str) -> str:
-        """The statement that brings it in under the name that a repository uses."""
-        alias = "" if name == self.name else f" as {name}"
-        return f"from {self.module} import {self.name}{alias}"
+    def spelled(self, name: str) -> str:
+        """How an import statement brings it in under the name that a repository uses."""
+        return self.name if name == self.name else f"{self.name} as {name}"
 
 
 def _same(name: str, guarantee, *fingerprints: str) -> Replacement:

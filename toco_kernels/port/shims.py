@@ -104,7 +104,7 @@ def _device(node: ast.Call, imports: dict[str, str]) -> Iterator[Shim]:
     if dotted(node.func, imports) == "torch.device" and len(node.args) == 1 and not node.keywords:
         (rank,) = node.args
         if isinstance(rank, ast.Attribute) and rank.attr == "local_rank":
-            why = "torch.device(-1) is an error since torch 2; without a launcher the rank is -1"
+            why = "torch.device(-1) is an error, and without a launcher the rank is -1"
             yield Shim(rank, f"max({ast.unparse(rank)}, 0)", why)
 
 
