@@ -4,8 +4,9 @@ A shim replaces one expression by another, or one import statement by others. It
 """
 
 import ast
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from importlib.machinery import PathFinder
 from importlib.util import find_spec
 
 
@@ -16,7 +17,14 @@ class Shim:
     node: ast.expr | ast.stmt
     new: str  # an expression, or statements; empty: none
     why: str
-    replaces: str = ""  # the module that an import no longer needs; empty: it is gone from a package that is there
+    replaces: str = ""  # a package that may be missing altogether, and without which this is not needed
+    provides: str = ""  # the module that the new name is in, which older versions do not have
+
+    def is_needed(self, folders: Sequence[str]) -> bool:
+        """Whether this installation needs it. `folders`: where else the file looks for modules."""
+        if self.replaces:
+            return find_spec(self.replaces) is None and PathFinder.find_spec(self.replaces, folders) is None
+        return not self.provides or (find_spec("timm") is not None and find_spec(self.provides) is not None)
 
 
 # NumPy's names: what to write, and since when the old one is gone.
@@ -38,7 +46,11 @@ _RENAMED = {
     "row_stack": "vstack",
 }
 
-_TIMM = {"timm.models.layers": "timm.layers", "timm.models.helpers": "timm.models", "timm.models.registry": "timm.models"}
+_TIMM = {
+    "timm.models.layers": "timm.layers",
+    "timm.models.helpers": "timm.models",
+    "timm.models.registry": "timm.models",
+}
 
 _CRF = ("unary_from_softmax", "unary_from_labels")
 
@@ -62,9 +74,15 @@ def shims(tree: ast.Module, imports: dict[str, str]) -> Iterator[Shim]:
             yield from _import(node)
 
 
-def is_missing(module: str) -> bool:
-    """Whether a module cannot be imported here; its parents are not imported to find out."""
-    return find_spec(module.split(".")[0]) is None
+def added_folders(tree: ast.Module) -> list[str]:
+    """The folders that a file adds to `sys.path` as it is imported."""
+    return [
+        x.value
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call) and ast.unparse(node.func) in ("sys.path.append", "sys.path.insert")
+        for x in node.args
+        if isinstance(x, ast.Constant) and isinstance(x.value, str)
+    ]
 
 
 def dotted(node: ast.expr, imports: dict[str, str]) -> str:
@@ -127,7 +145,7 @@ def _import_from(node: ast.ImportFrom, tree: ast.Module) -> Iterator[Shim]:
         yield Shim(node, f"from toco_kernels.numpy import {spelled}", _WHY_CRF, "pydensecrf")
     elif node.module in _TIMM:
         why = f"timm moved {node.module} to {_TIMM[node.module]}"
-        yield Shim(node, f"from {_TIMM[node.module]} import {spelled}", why)
+        yield Shim(node, f"from {_TIMM[node.module]} import {spelled}", why, provides=_TIMM[node.module])
     elif node.module == "numpy.lib.utils" and not _is_used(tree, node):
         yield Shim(node, "", f"NumPy 2 removed numpy.lib.utils; {names[0]} was not used here")
     elif node.module == "pkg_resources" and spelled == "packaging":
