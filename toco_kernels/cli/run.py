@@ -1,4 +1,4 @@
-"""`python -m toco_kernels run SCRIPT`: a script as it is, with its published functions replaced while it is imported."""
+"""`python -m toco_kernels run SCRIPT`: a script as it is, its published functions replaced while it is imported."""
 
 import argparse
 import json
@@ -22,9 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="variants of your own, as JSON {fingerprint: name in toco_kernels.compat}",
     )
     parser.add_argument("--report", type=Path, metavar="FILE", help="write the report as JSON, too")
-    parser.add_argument(
-        "script", metavar="SCRIPT", help="the script; also under torchrun: torchrun … -m toco_kernels run …"
-    )
+    parser.add_argument("script", metavar="SCRIPT", help="the script; with torchrun: torchrun … -m toco_kernels run …")
     parser.add_argument("arguments", nargs=argparse.REMAINDER, metavar="ARGS", help="the script's own arguments")
     parser.set_defaults(error=parser.error)
 
@@ -41,7 +39,8 @@ def run(args: argparse.Namespace) -> int:
     try:
         importer.run_main(args.script, args.arguments)
     except Exception as error:  # shown as if the script had been started by itself
-        sys.excepthook(type(error), error, _of_script(error.__traceback__))
+        traceback = _of_script(error.__traceback__)
+        sys.excepthook(type(error), error.with_traceback(traceback), traceback)
         return 1
     finally:
         if os.getpid() == process:  # and not a child of the script's that comes by here

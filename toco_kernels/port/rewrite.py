@@ -134,7 +134,7 @@ def _imports(names: list[tuple[Replacement, str]]) -> list[str]:
 
 
 def _imported_file(node: ast.ImportFrom, importer: Path, root: Path, known: dict[Path, dict]) -> Path | None:
-    """The file of the repository that an import statement means, searched as from any folder above the importing file."""
+    """The file that an import statement means, searched from every folder above the importing one."""
     parts = node.module.split(".") if node.module else []
     if node.level:
         places = [importer.parents[node.level - 1]]

@@ -1,11 +1,12 @@
 """The functions and classes that were replaced in this process: first calls, costs, decisions.
 
-A slot is one definition of one file. What the file sees under its name afterwards is a stand-in, which compares original
-and ours when it is called first, and calls one of the two from then on.
+A slot is one definition of one file. What the file sees under its name afterwards is a stand-in, which compares the
+original and ours when it is called first, and calls one of the two from then on.
 """
 
 import functools
 import inspect
+import sys
 import threading
 import time
 import warnings
@@ -88,6 +89,17 @@ class Slot:
         if self.needs:
             raise NotImportable(f"No module named {self.needs!r}")
 
+    @contextmanager
+    def named_original(self):
+        """The file's name leads to the original: `super(PAR, self)` in its methods means it, and not its stand-in."""
+        names = vars(sys.modules[self.original.__module__])
+        with _LOCK:
+            before, names[self.name] = names.get(self.name), self.original
+            try:
+                yield
+            finally:
+                names[self.name] = before
+
     def _decide(self, original: Callable, ours: Callable, args: tuple, kwargs: dict) -> None:
         key = f"toco_kernels/{Path(self.file).name}:{self.line}/{self.name}"  # folders may differ between machines
         agreed = agree.known(key)
@@ -101,6 +113,8 @@ class Slot:
                 return
             self.verdict = agree.agree(key, found, time.perf_counter() - start)
         if not self.verdict.ours:
+            if isinstance(self.original, type):
+                vars(sys.modules[self.original.__module__])[self.name] = self.original
             warnings.warn(
                 f"toco_kernels: {self.name} ({self.file}:{self.line}) is not replaced, the original stays: "
                 f"{self.verdict.detail}",
@@ -161,9 +175,9 @@ def _module(slot: Slot, original: type[nn.Module]) -> type[nn.Module]:
 
         def _original(self) -> nn.Module:
             args, kwargs = self.__dict__["_toco_arguments"]
-            made = original(*args, **kwargs)
-            made.train(self.training)
-            return made
+            with slot.named_original():
+                made = original(*args, **kwargs)
+            return made.train(self.training)
 
         def _become_original(self) -> None:
             made = self._original()
