@@ -12,7 +12,7 @@ import torch.distributed as dist
 
 from .verify import Verdict
 
-PATIENCE = 10.0  # seconds, at least; a rank that needed longer to compare waits as many times longer for the others
+PATIENCE = 3.0  # seconds; the same again for every second that comparing took, since the others may be slower
 
 
 def known(key: str) -> tuple[bool, str] | None:
@@ -29,25 +29,31 @@ def agree(key: str, verdict: Verdict, seconds: float) -> Verdict:
     Args:
         key: names the function, the same on every rank.
         verdict: this rank's.
-        seconds: how long comparing took; ranks that have not answered after some of that are not waited for, and take
-            what the others have decided when they come.
+        seconds: how long comparing took. Ranks that have not answered after a multiple of that are not waited for, and
+            take what the others have decided when they come.
     """
     store = _store()
     if store is None:
         return verdict
     store.set(f"{key}/{dist.get_rank()}", json.dumps([verdict.ours, verdict.detail]))
     ranks = [f"{key}/{rank}" for rank in range(dist.get_world_size())]
-    end = time.monotonic() + PATIENCE + seconds
+    end = time.monotonic() + PATIENCE * (1 + seconds)
     while time.monotonic() < end and not store.check([f"{key}/all"]) and not store.check(ranks):
         time.sleep(0.01)
-    answers = [json.loads(store.get(rank)) for rank in ranks if store.check([rank])]
-    against = [f"rank {i}: {detail}" for i, (ours, detail) in enumerate(answers) if not ours]
+    answers = {i: json.loads(store.get(rank)) for i, rank in enumerate(ranks) if store.check([rank])}
+    against = [f"rank {i}: {detail}" for i, (ours, detail) in answers.items() if not ours]
     if store.add(f"{key}/first", 1) == 1:  # whoever is first decides, for those too who come later
         store.set(f"{key}/all", json.dumps([not against, "; ".join(against)]))
     ours, detail = json.loads(store.get(f"{key}/all"))
     if ours == verdict.ours:
         return verdict
     return replace(verdict, ours=ours, state="verified elsewhere" if ours else "differs elsewhere", detail=detail)
+
+
+def is_first_to(what: str) -> bool:
+    """Whether no other rank has asked this; true where this process is alone."""
+    store = _store()
+    return store is None or store.add(what, 1) == 1
 
 
 def _store():

@@ -187,6 +187,7 @@ def _inherit(script: str, trust: bool, also: dict[str, str], reports: str) -> Se
     settings = Settings(script, trust, also, reports)
     install(settings)
     patch_loaded(trust)
+    _in_child()  # here, since Python calls nobody after a spawn
     return settings
 
 
@@ -204,7 +205,7 @@ def _pass_on_to_children() -> None:
     util.register_after_fork(CHANGES, _in_child)
 
 
-def _in_child(_) -> None:
+def _in_child(_: object = None) -> None:
     """A child by fork counts for itself; every child leaves a report when it ends."""
     from . import report
 

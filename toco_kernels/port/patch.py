@@ -1,5 +1,6 @@
 """`compat.patch` and `compat.unpatch`: replacement in modules that are imported already, for notebooks."""
 
+import functools
 import gc
 import sys
 import types
@@ -9,7 +10,7 @@ from pathlib import Path
 from ..common.errors import bad_type, bad_value
 from .analysis import analyse
 from .importer import is_theirs, shown
-from .slots import Slot
+from .slots import SLOTS, Slot
 
 
 @dataclass(frozen=True)
@@ -90,14 +91,13 @@ def unpatch() -> list[str]:
 def patch_loaded(trust: bool) -> None:
     """`patch` for everything of the user's that is imported already."""
     for name, module in list(sys.modules.items()):
-        file = getattr(module, "__file__", None)
-        if name not in ("__main__", "__mp_main__") and file and file.endswith(".py") and is_theirs(file):
+        file = Path(getattr(module, "__file__", None) or "")
+        is_main = name in ("__main__", "__mp_main__")
+        if not is_main and file.suffix == ".py" and file.is_file() and is_theirs(str(file)):
             patch(module, trust=trust)
 
 
 def _is_stand_in(thing: object) -> bool:
-    from .slots import SLOTS
-
     return any(thing is slot.stand_in for slot in SLOTS)
 
 
@@ -113,17 +113,28 @@ def _rebind(old: object, new: object):
 def _others(slot: Slot) -> list[str]:
     """What leads to a stand-in, other than the slot itself."""
     stand_in, found = slot.stand_in, []
+    own = [slot.__dict__]
     if isinstance(stand_in, type):
-        made = sum(type(x) is stand_in for x in gc.get_objects())
+        made = 0
+        for thing in gc.get_objects():
+            made += type(thing) is stand_in
         if made:
             found.append(f"{made} {'object' if made == 1 else 'objects'} of class {slot.name}")
+        methods = [x for x in vars(stand_in).values() if isinstance(x, types.FunctionType)]
+        own += [stand_in.__mro__, *(cell for method in methods for cell in method.__closure__ or ())]
     for holder in gc.get_referrers(stand_in):
-        if holder is slot or holder is slot.__dict__ or isinstance(holder, types.FrameType):
+        if any(holder is x for x in own):
             continue
         if isinstance(holder, types.CellType):
             found.append(f"a closure over {slot.name}")
-        elif isinstance(holder, types.FunctionType):
-            found.append(f"{slot.name} as a default of {holder.__qualname__}")
-        elif isinstance(holder, (list, dict, set, tuple)) and not isinstance(stand_in, type):
+        elif isinstance(holder, tuple) and (function := _with_defaults(holder)):
+            found.append(f"{slot.name} as a default of {function.__qualname__}")
+        elif isinstance(holder, (list, dict, set, tuple, functools.partial)):
             found.append(f"{slot.name} in a {type(holder).__name__}")
     return found
+
+
+def _with_defaults(defaults: tuple) -> types.FunctionType | None:
+    """The function that has these defaults."""
+    functions = (x for x in gc.get_referrers(defaults) if isinstance(x, types.FunctionType))
+    return next((function for function in functions if function.__defaults__ is defaults), None)

@@ -5,7 +5,6 @@ original and ours when it is called first, and calls one of the two from then on
 """
 
 import functools
-import inspect
 import sys
 import threading
 import time
@@ -115,12 +114,13 @@ class Slot:
         if not self.verdict.ours:
             if isinstance(self.original, type):
                 vars(sys.modules[self.original.__module__])[self.name] = self.original
-            warnings.warn(
-                f"toco_kernels: {self.name} ({self.file}:{self.line}) is not replaced, the original stays: "
-                f"{self.verdict.detail}",
-                RuntimeWarning,
-                stacklevel=4,
-            )
+            if agree.is_first_to(f"{key}/warn"):
+                warnings.warn(
+                    f"toco_kernels: {self.name} ({self.file}:{self.line}) is not replaced, the original stays: "
+                    f"{self.verdict.detail}",
+                    RuntimeWarning,
+                    stacklevel=4,
+                )
 
 
 @contextmanager
@@ -166,9 +166,7 @@ def _module(slot: Slot, original: type[nn.Module]) -> type[nn.Module]:
 
     class StandIn(slot.ours):
         def __init__(self, *args, **kwargs):
-            bound = inspect.signature(original).bind(*args, **kwargs)  # its defaults, which may not be ours
-            bound.apply_defaults()
-            super().__init__(*bound.args, **bound.kwargs)
+            super().__init__(*args, **kwargs)
             self.__dict__["_toco_arguments"] = args, kwargs
             if slot.verdict is not None and not slot.verdict.ours:
                 self._become_original()
