@@ -168,6 +168,10 @@ SHIMS = [
     ("import torch\np.add_argument('--other', default=-1, type=int)", None),
     ("import torch\nd = torch.device(args.local_rank)", "d = torch.device(max(args.local_rank, 0))"),
     ("import torch\nd = torch.device('cuda')", None),
+    (
+        "import numpy as np\nfrom sklearn import metrics\ns = metrics.f1_score(a, b)",
+        "s = np.float64(metrics.f1_score(a, b))",
+    ),
     ("from bilateralfilter import bilateralfilter", "from toco_kernels.compat import bilateralfilter"),
     ("import pydensecrf.densecrf as dcrf", "import toco_kernels.numpy as dcrf"),
     ("from pydensecrf.utils import unary_from_softmax as u", "from toco_kernels.numpy import unary_from_softmax as u"),

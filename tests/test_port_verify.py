@@ -281,7 +281,7 @@ def test_compiling_goes_straight_through(losses):
 
 class Published(nn.Module):
     def __init__(self, dilations, num_iter, wrong=False):
-        super(Published, self).__init__()  # noqa: UP008: the name of the stand-in, once there is one
+        super(Published, self).__init__()  # noqa: UP008  # the stand-in is meant, once there is one
         self.register_buffer("kernel", torch.ones(8, 1, 3, 3))
         self.inner, self.wrong = compat.PAR(dilations, num_iter), wrong
 

@@ -62,12 +62,15 @@ def shims(tree: ast.Module, imports: dict[str, str]) -> Iterator[Shim]:
         tree: the file.
         imports: the names that it imports, and where from (`np`: `numpy`).
     """
+    wrapped = {id(x) for node in ast.walk(tree) if isinstance(node, ast.Call) for x in node.args}
     for node in ast.walk(tree):
         if isinstance(node, ast.Attribute):
             yield from _numpy_name(node, imports)
         elif isinstance(node, ast.Call):
             yield from _local_rank(node, imports)
             yield from _device(node, imports)
+            if id(node) not in wrapped:
+                yield from _score(node, imports)
         elif isinstance(node, ast.ImportFrom) and node.level == 0:
             yield from _import_from(node, tree)
         elif isinstance(node, ast.Import) and len(node.names) == 1:
@@ -124,6 +127,14 @@ def _device(node: ast.Call, imports: dict[str, str]) -> Iterator[Shim]:
         if isinstance(rank, ast.Attribute) and rank.attr == "local_rank":
             why = "torch.device(-1) is an error, and without a launcher the rank is -1"
             yield Shim(rank, f"max({ast.unparse(rank)}, 0)", why)
+
+
+def _score(node: ast.Call, imports: dict[str, str]) -> Iterator[Shim]:
+    """`f1_score(…)`, whose callers take `.item()` of it."""
+    numpy = next((name for name, origin in imports.items() if origin == "numpy"), None)
+    if numpy and dotted(node.func, imports) == "sklearn.metrics.f1_score":
+        why = "scikit-learn returns a float of Python's now, which has no item()"
+        yield Shim(node, f"{numpy}.float64({ast.unparse(node)})", why)
 
 
 def _import(node: ast.Import) -> Iterator[Shim]:
