@@ -319,8 +319,21 @@ def test_bytes_outside_of_changes_stay(tmp_path):
     assert text.replace("\r\n", "").count("\n") == 0
 
 
-def test_port_refuses_what_is_not_there(capsys):
+@pytest.mark.parametrize(
+    ("also", "message"),
+    [
+        (None, "argument PATH: must be a folder or a file"),
+        ("[]", "argument --also: must be a file of JSON {fingerprint: name}, got"),
+        ("{", "argument --also: must be a file of JSON {fingerprint: name}, got"),
+        ('{"00": "f"}', "argument --also: the name for fingerprint 00 must be one of"),
+    ],
+)
+def test_port_refuses_bad_arguments(also, message, capsys, tmp_path):
     pytest.importorskip("libcst")
+    options = ["/no/such/folder"]
+    if also is not None:
+        (tmp_path / "also.json").write_text(also)
+        options = ["--also", str(tmp_path / "also.json"), str(tmp_path)]
     with pytest.raises(SystemExit):
-        main(["port", "/no/such/folder"])
-    assert "argument PATH: must be a folder or a file" in capsys.readouterr().err
+        main(["port", *options])
+    assert message in capsys.readouterr().err

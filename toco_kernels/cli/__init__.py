@@ -4,8 +4,10 @@ A command's module has `add_arguments(parser)` and `run(args)`, which returns th
 """
 
 import argparse
+import json
 from collections.abc import Sequence
 from importlib import import_module
+from pathlib import Path
 from types import ModuleType
 
 COMMANDS = {  # name -> what `--help` says about it
@@ -33,6 +35,21 @@ def positive_int(text: str) -> int:
     if value < 1:
         raise argparse.ArgumentTypeError(f"must be an integer of at least 1, got {text!r}")
     return value
+
+
+def known_variants(path: str) -> dict[str, str]:
+    """An argparse type: a JSON file {fingerprint: name of ours}, of variants that somebody has compared."""
+    from ..port import registry
+
+    try:
+        names = dict(json.loads(Path(path).read_text()).items())
+    except (OSError, ValueError, AttributeError):
+        raise argparse.ArgumentTypeError(f"must be a file of JSON {{fingerprint: name}}, got {path!r}") from None
+    try:
+        registry.check(names)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    return names
 
 
 def import_extra(name: str, extra: str) -> ModuleType:

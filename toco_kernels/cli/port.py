@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 from ..port import registry
-from . import import_extra
+from . import import_extra, known_variants
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -16,7 +16,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     what.add_argument("--check", action="store_true", help="print the diff, and fail if there is one: for CI")
     parser.add_argument(
         "--also",
-        type=Path,
+        type=known_variants,
+        default={},
         metavar="FILE",
         help="variants of your own, as JSON {fingerprint: name in toco_kernels.compat}; what is left alone is listed "
         "with its fingerprint",
@@ -31,7 +32,7 @@ def run(args: argparse.Namespace) -> int:
 
     if not args.path.exists():
         args.error(f"argument PATH: must be a folder or a file, got {str(args.path)!r}")
-    with registry.adding(registry.read(args.also) if args.also else {}):
+    with registry.adding(args.also):
         files = rewrite.repository(args.path)
     changed = [file for file in files if file.is_changed]
     for file in changed:

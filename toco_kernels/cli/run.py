@@ -9,6 +9,8 @@ import tempfile
 from pathlib import Path
 from types import TracebackType
 
+from . import known_variants
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
@@ -17,7 +19,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--also",
-        type=Path,
+        type=known_variants,
+        default={},
         metavar="FILE",
         help="variants of your own, as JSON {fingerprint: name in toco_kernels.compat}",
     )
@@ -31,11 +34,10 @@ def run(args: argparse.Namespace) -> int:
     """Run it, then report on standard error; the exit code is the script's."""
     if not Path(args.script).is_file():
         args.error(f"argument SCRIPT: must be a file, got {args.script!r}")
-    from ..port import importer, registry, report
+    from ..port import importer, report
 
     process, reports = os.getpid(), tempfile.mkdtemp(prefix="toco_kernels-")
-    also = registry.read(args.also) if args.also else {}
-    importer.install(importer.Settings(str(Path(args.script).resolve()), args.trust, also, reports))
+    importer.install(importer.Settings(str(Path(args.script).resolve()), args.trust, args.also, reports))
     try:
         importer.run_main(args.script, args.arguments)
     except Exception as error:  # shown as if the script had been started by itself

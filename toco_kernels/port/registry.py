@@ -4,12 +4,10 @@ One line is one function of ours: its name in `toco_kernels.compat`, what it pro
 fingerprints (`fingerprints.py`) of all published spellings it stands in for. Of published code only these are kept.
 """
 
-import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
-from pathlib import Path
 
 from ..common.errors import bad_value
 
@@ -131,21 +129,21 @@ def find(fingerprint: str) -> Replacement | None:
     return _also.get(fingerprint) or _BY_FINGERPRINT.get(fingerprint)
 
 
+def check(names: Mapping[str, str]) -> None:
+    """Raise ValueError where one of these names, by fingerprint, is not the name of a replacement."""
+    for fingerprint, name in names.items():
+        if name not in _BY_NAME:
+            raise bad_value(f"the name for fingerprint {fingerprint}", f"be one of {', '.join(_BY_NAME)}", repr(name))
+
+
 def add(names: Mapping[str, str]) -> None:
     """Recognise further fingerprints, in this process: each with the name of one of ours.
 
     Raises:
         ValueError: there is no replacement of that name.
     """
-    for fingerprint, name in names.items():
-        if name not in _BY_NAME:
-            raise bad_value(f"the name for fingerprint {fingerprint}", f"be one of {', '.join(_BY_NAME)}", repr(name))
+    check(names)
     _also.update({fingerprint: _BY_NAME[name] for fingerprint, name in names.items()})
-
-
-def added() -> dict[str, str]:
-    """What `add` was given so far, for processes that shall know it too."""
-    return {fingerprint: replacement.name for fingerprint, replacement in _also.items()}
 
 
 @contextmanager
@@ -158,11 +156,3 @@ def adding(names: Mapping[str, str]) -> Iterator[None]:
     finally:
         _also.clear()
         _also.update(before)
-
-
-def read(path: Path) -> dict[str, str]:
-    """A JSON file {fingerprint: name of ours}: variants that somebody has compared for themselves."""
-    names = json.loads(path.read_text())
-    if not isinstance(names, dict):
-        raise bad_value(str(path), "hold one JSON object {fingerprint: name}", type(names).__name__)
-    return names
