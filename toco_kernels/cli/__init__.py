@@ -4,9 +4,11 @@ A command's module has `add_arguments(parser)` and `run(args)`, which returns th
 """
 
 import argparse
+import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib import import_module
+from pathlib import Path
 from types import ModuleType
 
 COMMANDS = {  # name -> what `--help` says about it
@@ -16,6 +18,8 @@ COMMANDS = {  # name -> what `--help` says about it
     "pseudo-label": "Write a pseudo label for every photograph, by a trained network.",
     "evaluate": "Measure the mean IoU of a network or of a folder of labels, by published protocols.",
     "certify": "Show on your data that the fast path trains as the published one does.",
+    "port": "Print a diff that puts this package into a repository; --write applies it.",
+    "run": "Run a script with its published functions replaced while it is imported; nothing is written.",
 }
 
 
@@ -56,6 +60,21 @@ def failing() -> Iterator[None]:
         yield
     except (ValueError, ArithmeticError, FileNotFoundError) as error:
         raise SystemExit(f"error: {error}") from error
+
+
+def known_variants(path: str) -> dict[str, str]:
+    """An argparse type: a JSON file {fingerprint: name of ours}, of variants that somebody has compared."""
+    from ..port import registry
+
+    try:
+        names = dict(json.loads(Path(path).read_text()).items())
+    except (OSError, ValueError, AttributeError):
+        raise argparse.ArgumentTypeError(f"must be a file of JSON {{fingerprint: name}}, got {path!r}") from None
+    try:
+        registry.check(names)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    return names
 
 
 def import_extra(name: str, extra: str) -> ModuleType:

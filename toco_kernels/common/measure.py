@@ -106,19 +106,27 @@ def _resident_mb(field: str) -> float:
 def _measure_here(prepare: str, args: list) -> float:
     module, function = prepare.split(":")
     call = getattr(import_module(module), function)(*args)
+    return peak_mb_here(call)[1]
+
+
+def peak_mb_here(call: Callable[[], object]) -> tuple[object, float]:
+    """What a call returns, and its peak memory in MB, measured in this process; `peak_mb` says of what.
+
+    In a process that has run other things memory that they freed may be used again, so this is a lower bound.
+    """
     if torch.cuda.is_available():
         synchronize()
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
-        call()
+        result = call()
         synchronize()
-        return (torch.cuda.max_memory_allocated() - before) / MB
+        return result, (torch.cuda.max_memory_allocated() - before) / MB
     if hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
         libc.malloc_trim(0)  # else memory that preparing has freed is used again unseen
     Path("/proc/self/clear_refs").write_text("5")  # the kernel forgets the peak so far
     before = _resident_mb("VmRSS")
-    call()
-    return max(0.0, _resident_mb("VmHWM") - before)
+    result = call()
+    return result, max(0.0, _resident_mb("VmHWM") - before)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,9 @@
-"""The names, signatures, defaults and quirks that existing repositories call. Frozen."""
+"""The names, signatures, defaults and quirks that existing repositories call. Frozen.
 
+`patch` and `unpatch` put them into modules that are imported already.
+"""
+
+from ..port.patch import patch, unpatch
 from .affinity_mask import AffinityMask
 from .cams import (
     cam_to_label,
@@ -49,6 +53,8 @@ __all__ = [
     "label_to_aff_mask",
     "multi_scale_cam",
     "multi_scale_cam2",
+    "patch",
     "refine_cams_with_bkg_v2",
     "refine_cams_with_dynamic_thres",
+    "unpatch",
 ]

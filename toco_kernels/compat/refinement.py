@@ -72,7 +72,7 @@ def refine_cams_with_bkg_v2(
     high, low = (t.to(cams.device).expand(shape) if isinstance(t, Tensor) else t for t in (high_thre, low_thre))
     if img_box is not None:
         img_box = stacked_boxes(img_box, cams.device)
-    if type(ref_mod) not in (PAR, PAMR):  # a subclass may compute something else
+    if getattr(type(ref_mod), "forward", None) not in (PAR.forward, PAMR.forward):  # a subclass may compute anything
         return _refine_with(ref_mod, images, cams, cls_labels, high, low, int(ignore_index), img_box, down_scale)
     return refine_cam_labels(
         images,

@@ -1,0 +1,43 @@
+"""CAMs as in AFA and WeCLIP: thresholds are in a configuration. And affinity labels."""
+
+import torch
+import torch.nn.functional as F
+
+from .camutils import get_valid_cam, ignore_img_box, labelled, maps_of, merged
+
+
+def cam_to_label(cam, cls_label, img_box=None, ignore_mid=False, cfg=None):
+    valid = get_valid_cam(cam, cls_label)
+    value, label = valid.max(dim=1)
+    label = (label + 1).masked_fill(value <= cfg.cam.bkg_score, 0)
+    if img_box is None:
+        return label
+    if ignore_mid:
+        label[value <= cfg.cam.high_thre] = cfg.dataset.ignore_index
+        label[value <= cfg.cam.low_thre] = 0
+    return valid, ignore_img_box(label, img_box, cfg.dataset.ignore_index)
+
+
+def multi_scale_cam(model, inputs, scales):
+    with torch.no_grad():
+        scales = [1.0, *[s for s in scales if s != 1.0]]
+        return merged([tuple(maps_of(model, inputs, scale))[0] for scale in scales])
+
+
+def cams_to_affinity_label(cam_label, mask=None, ignore_index=255):
+    size = [n // 16 for n in cam_label.shape[1:]]
+    label = F.interpolate(cam_label[:, None].float(), size=size, mode="nearest").flatten(1)
+    alike = (label[:, :, None] == label[:, None]).long()
+    if mask is not None:
+        alike[:, mask == 0] = ignore_index
+    ignored = label == ignore_index
+    alike[ignored[:, :, None] | ignored[:, None]] = ignore_index
+    return alike
+
+
+def refine_cams_with_bkg_v2(
+    ref_mod=None, images=None, cams=None, cls_labels=None, cfg=None, img_box=None, down_scale=2
+):
+    high, low = (torch.ones_like(cams[:, :1]) * x for x in (cfg.cam.high_thre, cfg.cam.low_thre))
+    ignore_index = cfg.dataset.ignore_index
+    return labelled(ref_mod, images, cams, cls_labels, high, low, ignore_index, img_box, down_scale)

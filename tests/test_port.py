@@ -1,0 +1,339 @@
+"""Recognition, and `python -m toco_kernels port`: the diff, and what it leaves alone."""
+
+import ast
+import inspect
+import json
+import shutil
+import subprocess
+import sys
+import textwrap
+
+import numpy as np
+import pytest
+import torch
+from imitated import IMITATION, VARIANTS, fingerprints, known
+
+from toco_kernels import compat
+from toco_kernels.__main__ import main
+from toco_kernels.compat import variants
+from toco_kernels.port import registry, shims
+from toco_kernels.port.analysis import analyse
+from toco_kernels.port.fingerprints import imported_names
+
+
+def fingerprint(source, name="f"):
+    return fingerprints(textwrap.dedent(source))[name]
+
+
+PLAIN = """
+import torch.nn.functional as F
+
+EPS = 1e-8
+
+def helper(x):
+    return x + EPS
+
+def f(x, scale=2):
+    total = 0
+    for row in x:
+        total = total + F.relu(helper(row)) * scale
+    return total
+"""
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("total", "result"),
+        ("for row in x", "for every_row in x  # a comment"),
+        ("    total = 0", '    """What it does."""\n    total: int = 0'),
+        ("def f(x, scale=2)", "def f(x: 'Tensor', scale: int = 2) -> 'Tensor'"),
+        ("import torch.nn.functional as F", "from torch.nn import functional as F"),
+        ("F.relu", "torch.nn.functional.relu"),
+        ("helper", "assist"),
+        ("total + F", "(\n        total + F"),
+    ],
+)
+def test_spelling_makes_no_difference(old, new):
+    changed = PLAIN.replace(old, new).replace("for every_row in x  # a comment:", "for every_row in x:  # a comment")
+    if "every_row" in new:
+        changed = changed.replace("helper(row)", "helper(every_row)")
+    if "torch.nn.functional.relu" in new:
+        changed = changed.replace("import torch.nn.functional as F", "import torch.nn")
+    if "(\n" in new:
+        changed = changed.replace("* scale", "* scale)")
+    assert changed != PLAIN
+    assert fingerprint(changed) == fingerprint(PLAIN)
+
+
+def test_the_name_makes_no_difference():
+    assert fingerprint(PLAIN.replace("def f(", "def g("), "g") == fingerprint(PLAIN)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("scale=2", "scale=3"),
+        ("scale", "factor"),  # callers may use it as a keyword
+        ("F.relu", "F.gelu"),
+        ("import torch.nn.functional as F", "import mine as F"),
+        ("return x + EPS", "return x - EPS"),
+        ("1e-8", "1e-6"),
+        ("def f(", "@staticmethod\ndef f("),
+        ("return total", "return -total"),
+    ],
+)
+def test_meaning_makes_a_difference(old, new):
+    """Also that of a helper, and of a constant that a helper uses."""
+    assert fingerprint(PLAIN.replace(old, new)) != fingerprint(PLAIN)
+
+
+def test_classes_and_recursion():
+    source = """
+    class f(Base):
+        def __init__(self, n):
+            super(f, self).__init__()
+            self.n = n
+        def forward(self, x):
+            return again(x, self.n)
+    def again(x, n):
+        return again(x, n - 1) if n else x
+    """
+    assert fingerprint(source) == fingerprint(source.replace("return again(x, self.n)", "return  again( x, self.n )"))
+    for old, new in (("(Base)", "(Other)"), ("forward", "call"), ("n - 1", "n - 2"), ("self.n = n", "self.n = 1")):
+        assert fingerprint(source) != fingerprint(source.replace(old, new)), old
+
+
+def test_the_last_of_one_name_counts():
+    twice = "def f():\n    return 1\ndef f():\n    return 2\n"
+    assert fingerprint(twice) == fingerprint("def f():\n    return 2\n")
+    assert fingerprints(twice + "from ours import f\n") == {}
+
+
+def test_fingerprints_are_the_same_everywhere():
+    """Under every Python: a fixed text has a fixed fingerprint."""
+    assert fingerprint(PLAIN) == "202ec7dc90f8e2d9"
+
+
+def test_every_replacement_exists_and_has_the_published_name():
+    fingerprints = [fingerprint for r in registry.REPLACEMENTS for fingerprint in r.fingerprints]
+    assert len(fingerprints) == len(set(fingerprints)) == 32
+    for replacement in registry.REPLACEMENTS:
+        assert callable(replacement.load()), replacement
+        assert replacement.published in compat.__all__
+        assert str(replacement.guarantee).startswith(("exact", "approximate", "stochastic"))
+
+
+def test_all_variants_are_imitated():
+    imitated = {ours for names in VARIANTS.values() for ours in names.values()}
+    assert imitated == {replacement.name for replacement in registry.REPLACEMENTS}
+    assert len(known()) == sum(map(len, VARIANTS.values())), "no two imitations are the same"
+
+
+def test_signatures_are_frozen():
+    """Every name of the two modules, with its parameters, as it was when it was first released."""
+    lines = []
+    for module in (compat, variants):
+        for name in module.__all__:
+            thing = getattr(module, name)
+            if thing is compat.AffinityMask:
+                continue
+            if thing is compat.DenseEnergyLossFunction:
+                thing = thing.apply
+            parameters = inspect.signature(thing).parameters.values()
+            bare = [p.replace(annotation=inspect.Parameter.empty) for p in parameters]
+            lines.append(f"{module.__name__}.{name}{inspect.Signature(bare)}")
+    text = "\n".join(lines) + "\n"
+    expected = (IMITATION.parent / "compat.txt").read_text()
+    assert text == expected, f"a new name adds a line to tests/compat.txt, which is to hold:\n\n{text}"
+
+
+def test_add_refuses_what_is_not_ours():
+    with pytest.raises(ValueError, match=r"the name for fingerprint 00 must be one of .*, got 'f'"):
+        registry.add({"00": "f"})
+    with registry.adding({"00": "PAR"}):
+        assert registry.find("00").name == "PAR"
+    assert registry.find("00") is None
+
+
+# What no longer runs.
+
+SHIMS = [
+    ("import numpy as np\nx = np.float(3)", "x = float(3)"),
+    ("import numpy\nx = a.astype(numpy.int)", "x = a.astype(int)"),
+    ("from numpy import array\nimport numpy as n\nx = n.NaN", "x = n.nan"),
+    ("import numpy as np\nx = np.float32(3)", None),
+    ("np = 3\nx = np.float", None),
+    ("import torch\np.add_argument('--local_rank', default=-1, type=int)", "get_node_local_rank(-1), type=int)"),
+    ("import torch\np.add_argument('--other', default=-1, type=int)", None),
+    ("import torch\nd = torch.device(args.local_rank)", "d = torch.device(max(args.local_rank, 0))"),
+    ("import torch\nd = torch.device('cuda')", None),
+    (
+        "import numpy as np\nfrom sklearn import metrics\ns = metrics.f1_score(a, b)",
+        "s = np.float64(metrics.f1_score(a, b))",
+    ),
+    ("from bilateralfilter import bilateralfilter", "from toco_kernels.compat import bilateralfilter"),
+    ("import pydensecrf.densecrf as dcrf", "import toco_kernels.numpy as dcrf"),
+    ("from pydensecrf.utils import unary_from_softmax as u", "from toco_kernels.numpy import unary_from_softmax as u"),
+    ("from pydensecrf.utils import compute_unary", None),
+    ("from timm.models.layers import DropPath, to_2tuple", "from timm.layers import DropPath, to_2tuple"),
+    ("from timm.models.registry import register_model", "from timm.models import register_model"),
+    ("from numpy.lib.utils import deprecate\nx = 1", "pass"),
+    ("from numpy.lib.utils import deprecate\nx = deprecate(f)", None),
+    ("from pkg_resources import packaging", "import packaging.version"),
+]
+
+
+@pytest.mark.parametrize(("source", "expected"), SHIMS, ids=[source.splitlines()[-1] for source, _ in SHIMS])
+def test_shims(source, expected, tmp_path):
+    """Each says why, and a second run finds nothing to do."""
+    pytest.importorskip("libcst")
+    file = tmp_path / "file.py"
+    file.write_text(source + "\n")
+    assert main(["port", "--write", str(file)]) == 0
+    if expected is None:
+        assert file.read_text() == source + "\n"
+        return
+    assert expected in file.read_text()
+    assert "# toco_kernels: " in file.read_text()
+    assert main(["port", "--check", str(file)]) == 0
+
+
+def test_shims_mean_the_same():
+    """What is written instead is there, and is what the old name was."""
+    assert isinstance(torch.distributed.get_node_local_rank(-1), int)
+    for name in shims._RENAMED.values():
+        assert hasattr(np, name)
+    tree = ast.parse("import sys, numpy as np\nsys.path.append('/somewhere')\n")
+    assert shims.added_folders(tree) == ["/somewhere"]
+    assert imported_names(tree) == {"sys": "sys", "np": "numpy"}
+
+
+# A repository.
+
+
+@pytest.fixture
+def repository(tmp_path):
+    folder = tmp_path / "repository"
+    shutil.copytree(IMITATION, folder, ignore=shutil.ignore_patterns("__pycache__"))
+    also = tmp_path / "known.json"
+    also.write_text(json.dumps(known()))
+    pytest.importorskip("libcst")
+    return folder, ["--also", str(also), str(folder)]
+
+
+def contents(folder):
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in sorted(folder.rglob("*.py"))}
+
+
+def test_diff(repository, capsys, tmp_path):
+    """It can be applied, changes nothing by itself, and is what --write does; afterwards there is nothing to do."""
+    folder, arguments = repository
+    before = contents(folder)
+    assert main(["port", *arguments]) == 0
+    diff, said = capsys.readouterr()
+    assert contents(folder) == before
+    assert f"{sum(map(len, VARIANTS.values()))} definitions replaced" in said
+    assert main(["port", "--check", *arguments]) == 1
+
+    applied = tmp_path / "applied"
+    shutil.copytree(folder, applied)
+    subprocess.run(["git", "apply", "-"], input=diff, text=True, check=True, cwd=applied)
+    assert main(["port", "--write", *arguments]) == 0
+    assert contents(folder) == contents(applied) != before
+    capsys.readouterr()
+    assert main(["port", "--check", *arguments]) == 0
+    diff, said = capsys.readouterr()
+    assert diff == ""
+    assert said.endswith("Nothing to do.\n")
+
+
+def test_what_is_written(repository):
+    folder, arguments = repository
+    main(["port", "--write", *arguments])
+    losses, script = (folder / "model/losses.py").read_text(), (folder / "train.py").read_text()
+    assert "from toco_kernels.compat import get_masked_ptc_loss\n" in losses
+    assert "class DenseEnergyLoss" not in losses
+    assert "from toco_kernels.compat import bilateralfilter_batch" in losses
+    assert "PARResizingImages as PAR\n" in (folder / "model/resizing.py").read_text()
+    assert "from toco_kernels.compat import PAMR, PAR\n" in script
+    assert "from toco_kernels.compat.variants import PARResizingImages as PARResizing\n" in script
+    assert "from utils import camutils_config, camutils_pair\n" in script
+    assert "def get_aff_loss" not in script
+    assert "def labelled(" in (folder / "utils/camutils.py").read_text(), "helpers stay"
+    for name in contents(folder):
+        compile((folder / name).read_bytes(), name, "exec")
+
+
+def test_the_rewritten_script_runs(repository, tmp_path):
+    """What it computes is what the rewritten functions compute; an old checkpoint loads into the new network."""
+    folder, arguments = repository
+    main(["port", "--write", *arguments])
+    out = tmp_path / "out.pt"
+    done = subprocess.run([sys.executable, "train.py", str(out)], cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "trained -1\n"
+    results = torch.load(out, weights_only=False)
+    assert "par.kernel" not in results["network"]
+    assert results["energy"].item() < 0
+
+
+def test_unknown_is_left_alone(tmp_path, capsys):
+    pytest.importorskip("libcst")
+    source = "def get_masked_ptc_loss(inputs, mask):\n    return inputs.mean()\n"
+    (tmp_path / "losses.py").write_text(source)
+    (tmp_path / "old.py").write_text("print 'Python 2'\n")
+    (tmp_path / ".hidden").mkdir()
+    (tmp_path / ".hidden/file.py").write_text("import numpy as np\nx = np.float\n")
+    assert main(["port", "--check", str(tmp_path)]) == 0
+    diff, said = capsys.readouterr()
+    assert diff == ""
+    unknown = fingerprints(source)["get_masked_ptc_loss"]
+    assert f"losses.py:1: get_masked_ptc_loss: not a known variant (fingerprint {unknown})" in said
+    assert "old.py: cannot be parsed" in said
+
+
+def test_a_base_class_is_left_alone(repository, capsys):
+    """Whoever derives from a class may rely on its insides, in the same file or in another."""
+    folder, arguments = repository
+    (folder / "mine.py").write_text("from model import refiners\n\nclass Mine(refiners.PAR):\n    pass\n")
+    main(["port", "--write", *arguments])
+    assert "class PAR(" in (folder / "model/refiners.py").read_text()
+    assert "known as PAR, but a class is derived from it" in capsys.readouterr().err
+    source = "class PAR:\n    pass\n\nclass Mine(PAR):\n    pass\n"
+    with registry.adding({fingerprints(source)["PAR"]: "PAR"}):
+        analysis = analyse(source, "file.py")
+    assert not analysis.matches
+    assert "known as PAR, but a class here is derived from it" in analysis.left[0][2]
+
+
+def test_bytes_outside_of_changes_stay(tmp_path):
+    """Line ends, encodings and columns after characters of several bytes."""
+    pytest.importorskip("libcst")
+    file = tmp_path / "file.py"
+    file.write_bytes("import numpy as np\r\nx = ['é', np.float, \"ü\"]  # ö\r\n\r\nif x: y = np.int".encode())
+    assert main(["port", "--write", str(file)]) == 0
+    text = file.read_bytes().decode()
+    assert "x = ['é', float, \"ü\"]  # ö\r\n\r\n" in text
+    assert text.endswith("if x: y = int")
+    assert text.replace("\r\n", "").count("\n") == 0
+
+
+@pytest.mark.parametrize(
+    ("also", "message"),
+    [
+        (None, "argument PATH: must be a folder or a file"),
+        ("[]", "argument --also: must be a file of JSON {fingerprint: name}, got"),
+        ("{", "argument --also: must be a file of JSON {fingerprint: name}, got"),
+        ('{"00": "f"}', "argument --also: the name for fingerprint 00 must be one of"),
+    ],
+)
+def test_port_refuses_bad_arguments(also, message, capsys, tmp_path):
+    pytest.importorskip("libcst")
+    options = ["/no/such/folder"]
+    if also is not None:
+        (tmp_path / "also.json").write_text(also)
+        options = ["--also", str(tmp_path / "also.json"), str(tmp_path)]
+    with pytest.raises(SystemExit):
+        main(["port", *options])
+    assert message in capsys.readouterr().err
