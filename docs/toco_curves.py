@@ -45,15 +45,15 @@ def train(model: ToCo, step_of, steps: int) -> list[float]:
     """The loss of every step."""
     optimisation = replace(TINY.optimisation, steps=max(steps, 21))
     optimizer = torch.optim.AdamW(parameter_groups(model, optimisation), betas=optimisation.betas)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate_factor(step, optimisation))
     losses = []
     for step in range(steps):
         torch.manual_seed(step)
+        for group in optimizer.param_groups:
+            group["lr"] = group["initial_lr"] * learning_rate_factor(step, optimisation)
         loss = step_of(model, **batch_of(step)).loss
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        schedule.step()
         losses.append(loss.item())
     return losses
 

@@ -183,8 +183,8 @@ class Knows:
         self.recipe = SimpleNamespace(settings={"background": background})
         self.module = torch.nn.Linear(1, 1)
 
-    def segmentation(self, image, scales=(1.0,), flip=None):
-        self.asked.append((scales, flip))
+    def segmentation(self, image, scales=(1.0,), flip=None, merge="max"):
+        self.asked.append((scales, flip, merge))
         truth = self.truths[image.tobytes()].copy()
         truth[:2] = 0
         return np.eye(256, dtype=np.float32)[truth].transpose(2, 0, 1)[: len(self.data.classes)]
@@ -200,10 +200,10 @@ class Knows:
 
 def test_protocols_ask_as_published():
     expected = {
-        "toco-voc-val": (1449, 448, (1.0,), None, "none"),
-        "toco-voc-ms-crf": (1449, None, (1.0, 1.5, 1.25), "sum", "toco-test"),
-        "toco-coco-part": (4999, 448, (1.0,), None, "none"),
-        "toco-coco-ms-crf": (40_137, 448, (1.0, 1.25, 1.5), "max", "toco-test"),
+        "toco-voc-val": (1449, 448, (1.0,), None, "max", "none"),
+        "toco-voc-ms-crf": (1449, None, (1.0, 1.5, 1.25), "sum", "max", "toco-test"),
+        "toco-coco-part": (4999, 448, (1.0,), None, "max", "none"),
+        "toco-coco-ms-crf": (40_137, 448, (1.0, 1.25, 1.5), "max", "sum", "toco-test"),
     }
     for name, protocol in PROTOCOLS.items():
         assert expected.pop(name) == (
@@ -211,6 +211,7 @@ def test_protocols_ask_as_published():
             protocol.size,
             protocol.scales,
             protocol.flip,
+            protocol.merge,
             protocol.settings().refinement,
         )
         assert all(len(numbers) == len(protocol.quantities) for numbers in protocol.expected.values())
@@ -243,7 +244,7 @@ def test_a_protocol(name, tmp_path, monkeypatch):
     if name == "toco-voc-val":
         assert reports["seg"]["miou"] == 1
     else:
-        assert set(network.asked) == {((1.0, 1.5, 1.25), "sum")}
+        assert set(network.asked) == {((1.0, 1.5, 1.25), "sum", "max")}
         assert len([*(tmp_path / "out").glob("*.png")]) == 4
         assert reports["seg"]["miou"] > 0.3
     rows = protocols.table([*reports.items()], protocol)
@@ -278,7 +279,7 @@ def test_files_for_vocs_test_server(tmp_path, monkeypatch):
     class Blind:
         module = torch.nn.Linear(1, 1)
 
-        def segmentation(self, image, scales, flip):
+        def segmentation(self, image, scales, flip, merge):
             return np.stack([np.zeros(image.shape[:2]), np.ones(image.shape[:2]), np.zeros(image.shape[:2])])
 
     monkeypatch.setattr(evaluation, "_predictor", lambda *_: Blind())

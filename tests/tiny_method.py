@@ -52,5 +52,5 @@ class Recipe(recipes.Recipe):
     def build(self, process_group=None):
         return Tiny(len(self.classes), self.settings["dropout"])
 
-    def predict(self, module, images, size, scales=(1.0,), flip=None):
+    def predict(self, module, images, size, scales=(1.0,), flip=None, merge="max"):
         return F.interpolate(module.decoder(module.features(images)), size=size, mode="bilinear")

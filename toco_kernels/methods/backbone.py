@@ -1,4 +1,4 @@
-"""Any timm ViT as a backbone: class token, patch tokens, and those of an earlier block."""
+"""timm's ViTs as backbones: class token, patch tokens, and those of an earlier block."""
 
 import inspect
 from functools import partial
@@ -20,7 +20,8 @@ class Tokens(NamedTuple):
     Args:
         cls: (B, D) class tokens, after the last norm; without one, the mean of the patch tokens.
         patches: (B, N, D) patch tokens, after the last norm.
-        aux: (B, N, D) patch tokens as block `aux_layer` leaves them, without a norm.
+        aux: (B, N, D) patch tokens as block `aux_layer` leaves them, without a norm. (Of the last block, -1, the
+            authors' code takes them after the norm.)
         grid: h, w with N = h * w.
     """
 
@@ -37,8 +38,8 @@ class Backbone(nn.Module):
     than a patch is stretched to one patch.
 
     Args:
-        name: of a timm model with `forward_intermediates` and prefix tokens, such as `deit_base_patch16_224.fb_in1k` or
-            `vit_base_patch16_224.orig_in21k_ft_in1k`. The tag belongs to the weights; without one, timm chooses, and
+        name: of one of timm's ViTs, such as `deit_base_patch16_224.fb_in1k` or
+            `vit_base_patch16_224.orig_in21k_ft_in1k`; EVA needs `positions="timm"`. The tag belongs to the weights; without one, timm chooses, and
             today's choice for ViT-B/16 is not what the paper used.
         pretrained: False: random weights; True: those of timm's tag, which may be downloaded; a path: a local file.
         aux_layer: the block of `aux`, from 0, or from -1 backwards.
@@ -86,6 +87,8 @@ class Backbone(nn.Module):
         if self.vit.pos_embed is not None:
             self.vit.pos_embed.requires_grad_(train_positions)
         self.vit.attn_pool = None  # its parameters would never get a gradient
+        # Nor is a size asserted: the messages would have the compiler make a graph for every one.
+        self.vit.patch_embed.img_size = None
         self.width, self.patch = self.vit.num_features, tuple(self.vit.patch_embed.patch_size)
         self.vit.set_grad_checkpointing(checkpointing)
 

@@ -47,7 +47,8 @@ def load_authors_checkpoint(path: str | Path, model: ToCo | None = None, **optio
         path: the file, of a DeiT-Ti, -S, -B or ViT-B with patches of 16.
         model: what to load into; None: a new one, with the shapes of the checkpoint, and the configuration VOC, or COCO
             where it has 81 classes.
-        options: of the new `ToCo`.
+        options: of the new `ToCo`. DeiT-B and ViT-B have the same shapes, and of ViT-B the new model's `backbone` is
+            named DeiT-B unless it is given: `backbone="vit_base_patch16_224.orig_in21k_ft_in1k"`.
 
     Returns:
         The model.

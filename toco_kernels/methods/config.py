@@ -1,13 +1,29 @@
 """Every setting of a method in one readable place: what ToCo used on VOC and on COCO, and a small one for tests.
 
-Configurations are frozen: `dataclasses.replace(VOC, num_classes=6, high=0.6)` makes another one.
+Configurations are frozen and hashable: `dataclasses.replace(VOC, num_classes=6, high=0.6)` makes another one.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from ..common.errors import bad_value, integer, number
 
 LOSSES = ("cls", "cls_aux", "ptc", "ctc", "seg", "reg")
+
+
+class Weights(dict):
+    """A dictionary that cannot be changed, since stages are shared, and so has a hash."""
+
+    def __hash__(self):
+        return hash(frozenset(self.items()))
+
+    def _refuse(self, *args, **kwargs):
+        raise TypeError("weights must not be changed: dataclasses.replace makes another Stage")
+
+    __setitem__ = __delitem__ = __ior__ = clear = pop = popitem = setdefault = update = _refuse
+
+    def __reduce__(self):  # else copies are filled item by item
+        return Weights, (dict(self),)
 
 
 @dataclass(frozen=True)
@@ -21,10 +37,11 @@ class Stage:
     """
 
     until: int | None
-    weights: dict[str, float]
+    weights: Mapping[str, float]
     labels_from: str = "main"
 
     def __post_init__(self):
+        object.__setattr__(self, "weights", Weights(self.weights))
         if unknown := [name for name in self.weights if name not in LOSSES]:
             raise bad_value("weights", f"name losses of {LOSSES}", unknown)
         if self.labels_from not in ("main", "aux"):
@@ -48,6 +65,8 @@ class Optimisation:
         warmup_steps: the learning rate rises linearly over these …
         warmup_ratio: … from this share of it. (The published argument is named `warmup_lr` and used as a share.)
         power: of the polynomial that the learning rate follows afterwards.
+        restart_after_warmup: as published, the polynomial counts from step 0, so the learning rate drops (to 0.932 of
+            its value on VOC) right after the warm-up. Off: it counts from the end of the warm-up.
     """
 
     steps: int
@@ -58,6 +77,7 @@ class Optimisation:
     warmup_steps: int = 1500
     warmup_ratio: float = 1e-6
     power: float = 0.9
+    restart_after_warmup: bool = True
 
 
 @dataclass(frozen=True)
@@ -69,8 +89,6 @@ class Quirks:
             that begins at pixel 60 blanks a grid of 28. Off: those patches count whose centre is in the box.
         always_count_negatives: the class-token contrast adds log(1 + N) for every image, from a `for … else` whose
             `else` always runs. Off: the term is left out; with two global crops there always is a positive.
-        restart_after_warmup: the polynomial counts from step 0, so the learning rate drops (to 0.932 of its value on
-            VOC) right after the warm-up. Off: it counts from the end of the warm-up.
         quantise_image: labels are refined along an image rounded down to whole colours 0..255. Off: as it is.
         nan_segmentation: the first published segmentation loss, which is NaN for a batch without background or without
             objects, and makes the sum NaN even where its weight is 0. **Off**, alone of all: nobody can train on it.
@@ -78,7 +96,6 @@ class Quirks:
 
     boxes_in_pixels: bool = True
     always_count_negatives: bool = True
-    restart_after_warmup: bool = True
     quantise_image: bool = True
     nan_segmentation: bool = False
 

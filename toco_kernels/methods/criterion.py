@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from torch.profiler import record_function
 
 from ..affinity_refine import refine_cam_labels
@@ -15,6 +15,7 @@ from ..cam import merge_cams, merge_cams_to_labels, merge_cams_to_roi, patch_box
 from ..class_contrast import class_token_contrast
 from ..common.checks import check_tensor
 from ..common.errors import bad_value, integer
+from ..common.group import WithProcessGroup
 from ..dense_energy import dense_energy_from_logits
 from ..dense_energy.op import LATTICE_SHARE
 from ..patch_contrast import patch_token_contrast
@@ -22,6 +23,7 @@ from .config import LOSSES, VOC, Stage, ToCoConfig
 
 IGNORE = 255
 ENERGY_KERNELS = ("auto", "lattice", "exact")
+OF_CAMS = ("ptc", "ctc", "seg", "reg")  # the losses that CAMs are made for
 
 
 class ToCoOutput(NamedTuple):
@@ -30,19 +32,21 @@ class ToCoOutput(NamedTuple):
     Args:
         loss: () the weighted sum of the losses, to call `backward` on.
         losses: `cls`, `cls_aux`, `ptc`, `ctc`, `seg` and `reg`, each () and not weighted.
-        cams: (B, C, H, W) in [0, 1], the merged CAM of the main classifier, 0 for classes that an image does not have.
-        pseudo_labels: (B, H, W) int64, the refined labels: 0 background, c + 1 class c, 255 in doubt.
+        cams: (B, C, H, W) in [0, 1], the merged CAM of the main classifier, 0 for classes that an image does not have;
+            None where `skip_unweighted` left out all losses that need CAMs.
+        pseudo_labels: (B, H, W) int64, the refined labels: 0 background, c + 1 class c, 255 in doubt; None where
+            `skip_unweighted` left out `seg` and `reg`.
         tokens: (B, N, D) patch tokens of the images, with their graph, for losses of one's own.
     """
 
     loss: Tensor
     losses: dict[str, Tensor]
-    cams: Tensor
-    pseudo_labels: Tensor
+    cams: Tensor | None
+    pseudo_labels: Tensor | None
     tokens: Tensor
 
 
-class ToCoCriterion(nn.Module):
+class ToCoCriterion(WithProcessGroup):
     """The six losses of ToCo from what a network gives, and the labels they need. It has no parameters and no state.
 
         loss = Σ weight * loss of  cls, cls_aux   multi-label soft margin of the two classifiers
@@ -55,10 +59,12 @@ class ToCoCriterion(nn.Module):
         config: thresholds, weights, temperature, quirks: `VOC`, `COCO` or one of your own.
         energy_kernel: "lattice", as published; "exact", 0.60 times the Gaussian sum; or "auto": exact on CUDA, lattice
             elsewhere. The two are different functions: see `dense_energy`. "auto" warns once where it is exact.
-        process_group: None, or the processes whose batches are one for `ptc`.
-        skip_unweighted: leave out losses whose weight is 0 at this step; they are 0 then. As published they are
-            computed, so that their parameters get a gradient of 0, which AdamW with weight decay tells from none, and
-            DistributedDataParallel expects (else give it `find_unused_parameters=True`).
+        process_group: None, or the processes whose batches are one for `ptc`. Copies share it, pickled modules have
+            None.
+        skip_unweighted: leave out losses whose weight is 0 at this step, which are 0 then, and the CAMs and labels that
+            nothing else needs, which are None. As published they are computed, so that their parameters get a
+            gradient of 0, which DistributedDataParallel expects (else give it `find_unused_parameters=True`), and
+            with which AdamW lets weights decay: skipped, decoder and projection head stay as they are.
 
     Source: ToCo (Ru et al., CVPR 2023) and its training scripts.
     """
@@ -94,8 +100,8 @@ class ToCoCriterion(nn.Module):
         aux_logits: Tensor,  # (B, C)
         tokens: Tensor,  # (B, h * w, D)
         grid: tuple[int, int],
-        maps: Sequence[Tensor],  # each (2B, C, h_s, w_s)
-        aux_maps: Sequence[Tensor],
+        maps: Sequence[Tensor] | None = None,  # each (2B, C, h_s, w_s)
+        aux_maps: Sequence[Tensor] | None = None,
         segmentation: Tensor | None = None,  # (B, C + 1, h, w)
         student: Tensor | None = None,  # (crops * B, D')
         teacher: Tensor | None = None,  # (2 * B, D')
@@ -117,7 +123,8 @@ class ToCoCriterion(nn.Module):
             student, teacher, flags: as for `class_token_contrast`. The teacher is a constant.
             boxes: (B, 4) integers y0, y1, x0, x1 in pixels: where the crop shows the photograph; None: everywhere.
 
-        `segmentation`, and the three of the class tokens, may be None where `needs` says so.
+        May be None where `needs` says so: `maps` and `aux_maps` without `ptc`, `ctc`, `seg` and `reg`; `segmentation`
+        without the last two; `student`, `teacher` and `flags` without `ctc`.
 
         Returns:
             The output; its `tokens` are those given.
@@ -128,12 +135,16 @@ class ToCoCriterion(nn.Module):
         check_tensor(images, "images", 4, "(B, 3, H, W)")
         config, stage = self.config, self.config.stage(integer(step, "step", least=0))
         size = tuple(images.shape[2:])
-        losses = dict.fromkeys(LOSSES, logits.new_zeros((), dtype=torch.float32))
+        zero = logits.new_zeros((), dtype=torch.float32)
+        losses, cams, labels = dict.fromkeys(LOSSES, zero), None, None
 
         with record_function("toco::labels"):
-            cams = merge_cams(maps, size, image_labels)
-            source = cams if stage.labels_from == "main" else merge_cams(aux_maps, size, image_labels)
-            labels = self.refined_labels(images, source, image_labels, boxes)
+            if self.needs(step, *OF_CAMS):
+                _check_given("ptc, ctc, seg and reg", stage, maps=maps, aux_maps=aux_maps)
+                cams = merge_cams(maps, size, image_labels)
+            if self.needs(step, "seg", "reg"):
+                source = cams if stage.labels_from == "main" else merge_cams(aux_maps, size, image_labels)
+                labels = self.refined_labels(images, source, image_labels, boxes)
         with record_function("toco::losses"):
             for name, scores in (("cls", logits), ("cls_aux", aux_logits)):
                 if self.needs(step, name):
@@ -153,7 +164,7 @@ class ToCoCriterion(nn.Module):
                     losses["seg"] = loss(segmentation, labels)
                 if self.needs(step, "reg"):
                     losses["reg"] = self._energy(images, segmentation, labels, boxes)
-        loss = sum(stage.weight(name) * losses[name] for name in LOSSES if self.needs(step, name))
+        loss = sum((stage.weight(name) * losses[name] for name in LOSSES if self.needs(step, name)), start=zero)
         return ToCoOutput(loss, losses, cams, labels, tokens)
 
     def regions(

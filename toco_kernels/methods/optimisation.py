@@ -2,8 +2,9 @@
 
 from torch import nn
 
-from ..common.errors import integer
+from ..common.errors import bad_value, integer
 from .config import Optimisation
+from .toco import ToCo
 
 
 def parameter_groups(model: nn.Module, optimisation: Optimisation) -> list[dict]:
@@ -13,18 +14,28 @@ def parameter_groups(model: nn.Module, optimisation: Optimisation) -> list[dict]
     teacher are in none of them. Empty groups, as of a frozen backbone, are left out.
 
     Args:
-        model: a `ToCo`, also inside of DistributedDataParallel.
+        model: a `ToCo`, also inside of DistributedDataParallel, `torch.compile` or a module of your own. Trained
+            parameters that are not the `ToCo`'s must have groups of their own: pass the `ToCo` alone then.
         optimisation: `config.optimisation`.
 
     Returns:
-        Groups with `name` ("backbone", "norms", "classifiers", "decoder"), `params`, `lr` and `weight_decay`.
+        Groups with `name` ("backbone", "norms", "classifiers", "decoder"), `params`, `lr`, `initial_lr`, which is the
+        same and what a schedule multiplies, and `weight_decay`.
+
+    Raises:
+        ValueError: there is no `ToCo` in the model, or it has trained parameters beside it.
 
     Example:
         optimizer = torch.optim.AdamW(parameter_groups(model, VOC.optimisation), betas=VOC.optimisation.betas)
     """
+    toco = next((module for module in model.modules() if isinstance(module, ToCo)), None)
+    if toco is None:
+        raise bad_value("model", "be a ToCo or hold one", type(model).__name__)
+    own = {id(parameter) for parameter in toco.parameters()}
+    if beside := [name for name, p in model.named_parameters() if p.requires_grad and id(p) not in own]:
+        raise bad_value("model", "train a ToCo and nothing beside it: pass the ToCo alone", ", ".join(beside[:5]))
     groups: dict[str, list] = {"backbone": [], "norms": [], "classifiers": [], "decoder": []}
-    for name, parameter in model.named_parameters():
-        name = name.removeprefix("module.")
+    for name, parameter in toco.named_parameters():
         if not parameter.requires_grad:
             continue
         if name.startswith("backbone."):
@@ -37,6 +48,7 @@ def parameter_groups(model: nn.Module, optimisation: Optimisation) -> list[dict]
             "name": name,
             "params": parameters,
             "lr": optimisation.lr * factor.get(name, 1.0),
+            "initial_lr": optimisation.lr * factor.get(name, 1.0),
             "weight_decay": optimisation.weight_decay,
         }
         for name, parameters in groups.items()
@@ -44,20 +56,25 @@ def parameter_groups(model: nn.Module, optimisation: Optimisation) -> list[dict]
     ]
 
 
-def learning_rate_factor(step: int, optimisation: Optimisation, *, restart: bool = True) -> float:
-    """The share of its learning rate that every group has at a step, for `torch.optim.lr_scheduler.LambdaLR`.
+def learning_rate_factor(step: int, optimisation: Optimisation) -> float:
+    """The share of its learning rate that every group has at a step.
 
         step < warmup_steps:  from warmup_ratio to 1, linearly
         afterwards:           (1 - step / steps) ** power, and 0 from `steps` on
 
+    Without `restart_after_warmup`, the polynomial begins at 1 where the warm-up ends.
+
     Args:
         step: counted from 0.
         optimisation: `config.optimisation`.
-        restart: `config.quirks.restart_after_warmup`. False: the polynomial begins at 1 where the warm-up ends.
+
+    Example:
+        for group in optimizer.param_groups:
+            group["lr"] = group["initial_lr"] * learning_rate_factor(step, VOC.optimisation)
     """
     step, warmup = integer(step, "step", least=0), optimisation.warmup_steps
     if step < warmup:
         return 1 - (1 - step / warmup) * (1 - optimisation.warmup_ratio)
-    start = 0 if restart else warmup
+    start = 0 if optimisation.restart_after_warmup else warmup
     left = (optimisation.steps - step) / max(1, optimisation.steps - start)
     return max(0.0, left) ** optimisation.power

@@ -18,7 +18,9 @@ def resize_positions(
     """
     if old == new:
         return positions
-    grid = positions[:, prefix:].float().unflatten(1, old).permute(0, 3, 1, 2)
+    grid = positions[:, prefix:]
+    grid = grid.float() if grid.dtype in (torch.float16, torch.bfloat16) else grid
+    grid = grid.unflatten(1, old).permute(0, 3, 1, 2)
     grid = F.interpolate(grid, size=new, mode="bicubic", align_corners=False)
     return torch.cat([positions[:, :prefix], grid.flatten(2).mT.to(positions.dtype)], dim=1)
 

@@ -16,9 +16,12 @@ from ..common.checks import check_floating, check_tensor, checked_boxes, checked
 from ..common.errors import bad_value, integer, number
 from .backbone import Backbone, Tokens
 from .config import VOC, ToCoConfig
-from .criterion import ToCoCriterion, ToCoOutput
+from .criterion import OF_CAMS, ToCoCriterion, ToCoOutput
 from .heads import ClassTokenHead, LargeFOV
-from .views import checked_views, local_crops
+from .views import Views, checked_views, local_crops
+
+
+MERGES = {"sum": torch.add, "max": torch.maximum}
 
 
 class ToCo(nn.Module):
@@ -30,7 +33,7 @@ class ToCo(nn.Module):
     main pass, and the decoder runs in it alone: the same losses as published, from 30 % fewer operations.
 
     Args:
-        backbone: the name of a timm ViT, see `Backbone`. ToCo: "deit_base_patch16_224.fb_in1k", or
+        backbone: the name of one of timm's ViTs (EVA with positions="timm"), see `Backbone`. ToCo: "deit_base_patch16_224.fb_in1k", or
             "vit_base_patch16_224.orig_in21k_ft_in1k".
         num_classes: with the background; None: that of the configuration.
         config: `VOC`, `COCO` or one of your own.
@@ -97,8 +100,9 @@ class ToCo(nn.Module):
         views: Mapping[str, Tensor],
         boxes: Tensor | None = None,  # (B, 4)
         step: int,
+        update_teacher: bool | None = None,
     ) -> ToCoOutput:
-        """One step's losses and labels. In training mode the teacher is moved first.
+        """One step's losses and labels. The teacher is moved first.
 
         Args:
             images: (B, 3, H, W) float, normalised by `config.mean` and `config.std`: the first global crop.
@@ -111,6 +115,9 @@ class ToCo(nn.Module):
             boxes: (B, 4) integers y0, y1, x0, x1, half-open, in pixels of the images: where they show the photograph
                 and not padding; None: everywhere.
             step: counted from 0; which losses count depends on it, and nothing else.
+            update_teacher: whether the teacher moves; None: in training mode where gradients are computed. Published:
+                once for each step of the optimiser, so with gradients of several batches give False for all but one
+                of them. With `skip_unweighted` it stands still at steps without `ctc`.
 
         Returns:
             The output: call `backward` on its `loss`.
@@ -124,18 +131,22 @@ class ToCo(nn.Module):
             raise bad_value("images", "have three colours", f"shape {tuple(images.shape)}")
         image_labels = checked_image_labels(image_labels, len(images), self.num_classes - 1, images, "images")
         boxes = checked_boxes(boxes, len(images), images, "images")
-        views = checked_views(views, images)
+        views = checked_views(views, images, self.config.local_crops)
         step = integer(step, "step", least=0)
+        if update_teacher is None:
+            update_teacher = self.training and torch.is_grad_enabled()
         size = tuple(images.shape[2:])
 
         with record_function("toco::main pass"):
             main = self.backbone(images)
             logits, aux_logits = self.classifier(_pooled(main.patches)), self.aux_classifier(_pooled(main.aux))
-        with record_function("toco::cam passes"):
-            maps, aux_maps = self._cam_maps(images, self.config.cam_scales, main)
+        maps = aux_maps = None
+        if self.criterion.needs(step, *OF_CAMS):
+            with record_function("toco::cam passes"):
+                maps, aux_maps = self._cam_maps(images, self.config.cam_scales, main)
         contrast = {}
         if self.criterion.needs(step, "ctc"):
-            contrast = self._project(main, views, aux_maps, size, image_labels)
+            contrast = self._project(main, views, aux_maps, size, image_labels, update_teacher)
         segmentation = None
         if self.criterion.needs(step, "seg", "reg"):
             with record_function("toco::decoder"):
@@ -165,7 +176,9 @@ class ToCo(nn.Module):
         aux: bool = False,
         size: tuple[int, int] | None = None,
     ) -> Tensor | tuple[Tensor, Tensor]:  # (B, C, *size)
-        """Merged CAMs of images and mirror images.
+        """Merged CAMs of images and mirror images, normalised at the size of the result.
+
+        The published evaluation merges and normalises at 448 × 448 and then resizes: do the same, by not giving `size`.
 
         Args:
             images: (B, 3, H, W), normalised.
@@ -190,23 +203,28 @@ class ToCo(nn.Module):
         *,
         scales: Sequence[float] = (1.0,),
         flip: str | None = None,
+        merge: str = "max",
         size: tuple[int, int] | None = None,
     ) -> Tensor:  # (B, num_classes, *size)
-        """Segmentation logits: the maximum over scales, of the image and, with `flip`, its mirror image.
+        """Segmentation logits, merged over scales, and with `flip` over images and mirror images at each scale.
 
         Args:
             images: (B, 3, H, W), normalised.
-            scales: of the passes. ToCo: (1, 1.5, 1.25) for the results with multiple scales.
+            scales: of the passes. ToCo's results with multiple scales: (1, 1.5, 1.25) on VOC; on COCO (1, 1.25, 1.5), of
+                images that are resized to 448 × 448.
             flip: None; "sum", as ToCo on VOC; "max", as on COCO.
+            merge: of scales: "max", as ToCo on VOC; "sum", as on COCO.
             size: of the result; None: that of the images.
 
         Returns:
             (B, num_classes, *size) logits; `argmax(1)` is the segmentation.
         """
-        if flip not in (None, "sum", "max"):
+        if flip not in (None, *MERGES):
             raise bad_value("flip", "be None, 'sum' or 'max'", repr(flip))
+        if merge not in MERGES:
+            raise bad_value("merge", "be 'sum' or 'max'", repr(merge))
         size = tuple(images.shape[2:]) if size is None else size
-        best = None
+        merged = None
         for scale in scales:
             scaled = _scaled(images, scale)
             main = self.backbone(scaled if flip is None else torch.cat([scaled, scaled.flip(-1)]))
@@ -214,12 +232,18 @@ class ToCo(nn.Module):
             logits = F.interpolate(logits, size=size, mode="bilinear", align_corners=False)
             if flip is not None:
                 logits, mirrored = logits[: len(images)], logits[len(images) :].flip(-1)
-                logits = logits + mirrored if flip == "sum" else torch.maximum(logits, mirrored)
-            best = logits if best is None else torch.maximum(best, logits)
-        return best
+                logits = MERGES[flip](logits, mirrored)
+            merged = logits if merged is None else MERGES[merge](merged, logits)
+        return merged
 
     def _project(
-        self, main: Tokens, views, aux_maps: list[Tensor], size: tuple[int, int], image_labels: Tensor
+        self,
+        main: Tokens,
+        views: Views,
+        aux_maps: list[Tensor],
+        size: tuple[int, int],
+        image_labels: Tensor,
+        update_teacher: bool,
     ) -> dict[str, Tensor]:
         """Class tokens of all crops, projected by student and teacher. The first global crop is the main pass."""
         config = self.config
@@ -232,7 +256,7 @@ class ToCo(nn.Module):
             crops, flags = local_crops(views, roi, config.local_crops, config.local_size)
             local = self.backbone(crops.flatten(0, 1)).cls
         with record_function("toco::heads"):
-            if self.training:
+            if update_teacher:
                 self._check_teacher_is_a_unit()
                 update_ema_(self.teacher, self.projector, config.momentum)
             both = torch.cat([main.cls, second])

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..cam import crop_uncertain
 from ..cam.crops import crop_where_drawn
-from ..common.checks import check_floating, check_tensor
+from ..common.checks import check_floating, check_same_device, check_tensor
 from ..common.errors import bad_type, bad_value
 
 KEYS = ("second_global", "local_source", "draws", "local_crops", "flags")
@@ -24,8 +24,11 @@ class Views(NamedTuple):
     flags: Tensor | None  # (B, 2 + crops)
 
 
-def checked_views(views: Mapping[str, Tensor], images: Tensor) -> Views:
-    """The views that `ToCo.forward` takes; crops as one tensor, flags with those of the global crops."""
+def checked_views(views: Mapping[str, Tensor], images: Tensor, local_crops: int) -> Views:
+    """The views that `ToCo.forward` takes; crops as one tensor, flags with those of the global crops.
+
+    `local_crops` of each image are cut from `local_source`; those given may be any number.
+    """
     if not isinstance(views, Mapping):
         raise bad_type("views", "be a mapping", type(views).__name__)
     if unknown := [key for key in views if key not in KEYS]:
@@ -40,21 +43,28 @@ def checked_views(views: Mapping[str, Tensor], images: Tensor) -> Views:
     if given["draws"] is not None and given["local_source"] is None:
         raise bad_value("views", "have draws for local_source alone", [*views])
     batch = len(images)
-    _check_images(given["second_global"], "second_global", batch)
+    _check_images(given["second_global"], "second_global", images)
     if given["local_source"] is not None:
-        _check_images(given["local_source"], "local_source", batch)
+        _check_images(given["local_source"], "local_source", images)
         if given["local_source"].shape != images.shape:  # the regions are those of the images
             must = f"have the images' shape, {tuple(images.shape)}"
             raise bad_value("local_source", must, tuple(given["local_source"].shape))
+        if given["draws"] is not None:
+            check_tensor(given["draws"], "draws", 2, "(B, crops)")
+            check_same_device(given["draws"], "draws", images, "images")
+            if given["draws"].shape != (batch, local_crops):
+                shape = f"shape {tuple(given['draws'].shape)}"
+                raise bad_value("draws", f"have shape (B, crops) = {(batch, local_crops)}", shape)
         return Views(**given)
     crops = given["local_crops"]
     if isinstance(crops, (list, tuple)):
         crops = torch.stack([*crops])
     check_tensor(crops, "local_crops", 5, "(crops, B, 3, h, w)")
     for crop in crops:
-        _check_images(crop, "local_crops", batch)
+        _check_images(crop, "local_crops", images)
     flags = given["flags"]
     check_tensor(flags, "flags", 2, "(B, crops)")
+    check_same_device(flags, "flags", images, "images")
     if flags.shape not in ((batch, len(crops)), (batch, 2 + len(crops))):
         raise bad_value("flags", f"have shape (B, crops) = {(batch, len(crops))}", f"shape {tuple(flags.shape)}")
     return Views(**{**given, "local_crops": crops, "flags": with_global_flags(flags, len(crops))})
@@ -84,8 +94,9 @@ def with_global_flags(
     return flags if flags.shape[1] > crops else torch.cat([flags.new_ones(len(flags), 2), flags], dim=1)
 
 
-def _check_images(images: Tensor, argument: str, batch: int) -> None:
-    check_tensor(images, argument, 4, "(B, 3, H, W)")
-    check_floating(images, argument)
-    if len(images) != batch or images.shape[1] != 3:
-        raise bad_value(argument, f"have shape ({batch}, 3, H, W)", tuple(images.shape))
+def _check_images(view: Tensor, argument: str, images: Tensor) -> None:
+    check_tensor(view, argument, 4, "(B, 3, H, W)")
+    check_floating(view, argument)
+    check_same_device(view, argument, images, "images")
+    if len(view) != len(images) or view.shape[1] != 3:
+        raise bad_value(argument, f"have shape ({len(images)}, 3, H, W)", tuple(view.shape))

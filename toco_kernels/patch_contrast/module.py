@@ -3,16 +3,17 @@
 from torch import Tensor, nn
 
 from ..common.errors import bad_value, number
+from ..common.group import WithProcessGroup
 from .op import FORMS, patch_contrastive_error, patch_token_contrast
 
 
-class PatchTokenContrastLoss(nn.Module):
+class PatchTokenContrastLoss(WithProcessGroup):
     """`patch_token_contrast` with fixed options.
 
     Args:
         ignore_index: the label of patches that take no part.
-        process_group: None, or the processes whose batches are one. A group can neither be copied nor pickled, so
-            neither can a module that has one: copy it without, and set the attribute `process_group` afterwards.
+        process_group: None, or the processes whose batches are one. Copies share it; what was pickled has None, and the
+            attribute can be set afterwards.
     """
 
     def __init__(self, ignore_index: int = 255, process_group=None):

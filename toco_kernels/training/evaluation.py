@@ -55,12 +55,13 @@ def segment(protocol: Protocol, predictor: Predictor, data: Data, out: Path, wor
     made_with = {
         "scales": list(protocol.scales),
         "flip": protocol.flip,
+        "merge": protocol.merge,
         "size": protocol.size,
         "weights_sha256": checkpoints.hash_of(predictor.module),
     }
     report = pseudo_labels.make(
         data,
-        lambda image, _: predictor.segmentation(image, protocol.scales, protocol.flip),
+        lambda image, _: predictor.segmentation(image, protocol.scales, protocol.flip, protocol.merge),
         out,
         protocol.settings(),
         made_with=made_with,

@@ -50,12 +50,12 @@ class Predictor:
 
     @torch.no_grad()
     def segmentation(
-        self, image: np.ndarray, scales: Sequence[float] = (1.0,), flip: str | None = None
+        self, image: np.ndarray, scales: Sequence[float] = (1.0,), flip: str | None = None, merge: str = "max"
     ) -> np.ndarray | None:  # (H, W, 3) -> (classes, H, W)
         """The class probabilities of one photograph; None: the method has no segmentation."""
         self.module.eval()
         with self.autocast:
-            logits = self.recipe.predict(self.module, self._input(image), image.shape[:2], scales, flip)
+            logits = self.recipe.predict(self.module, self._input(image), image.shape[:2], scales, flip, merge)
         return None if logits is None else logits.float().softmax(1)[0].cpu().numpy()
 
     def _input(self, image: np.ndarray) -> Tensor:  # (1, 3, H, W)

@@ -31,7 +31,7 @@ class Protocol:
         size: photographs are squashed to this side in pixels; None: they keep their size.
         quantities: what is measured.
         expected: for each backbone what the authors' checkpoint gave, in the order of `quantities`, in percent.
-        scales, flip: of the segmentation, see `recipes.Recipe.predict`.
+        scales, flip, merge: of the segmentation, see `recipes.Recipe.predict`.
         refinement: of the segmentation.
         listed: whether the photographs are in a list of the user's.
     """
@@ -44,6 +44,7 @@ class Protocol:
     expected: dict[str, tuple[float, ...]]
     scales: tuple[float, ...] = (1.0,)
     flip: str | None = None
+    merge: str = "max"
     refinement: str = "none"
     listed: bool = False
 
@@ -94,7 +95,7 @@ PROTOCOLS = {
         listed=True,
     ),
     "toco-coco-ms-crf": Protocol(
-        "COCO val, squashed to 448 x 448, three scales, the larger of image and mirror image, and a CRF",
+        "COCO val, squashed to 448 x 448, the sum of three scales, the larger of image and mirror image, and a CRF",
         "coco",
         40_137,
         448,
@@ -102,6 +103,7 @@ PROTOCOLS = {
         {"DeiT-B": (41.3,), "ViT-B": (42.2,)},
         scales=(1.0, 1.25, 1.5),
         flip="max",
+        merge="sum",
         refinement="toco-test",
     ),
 }

@@ -94,6 +94,7 @@ class Recipe:
         size: tuple[int, int],
         scales: Sequence[float] = (1.0,),
         flip: str | None = None,
+        merge: str = "max",
     ) -> Tensor | None:
         """Class logits (B, classes, *size) of normalised images; None where the method has no segmentation.
 
@@ -101,8 +102,9 @@ class Recipe:
             module: the network.
             images: (B, 3, H, W).
             size: of the result.
-            scales: of the passes; the largest logit counts.
-            flip: None, or how images and mirror images are joined: "sum" or "max".
+            scales: of the passes.
+            flip: None, or how images and mirror images are joined at each scale: "sum" or "max".
+            merge: how scales are joined, "max" or "sum".
         """
         return None
 

@@ -70,9 +70,14 @@ class Recipe(Base):
                 cam_scales=(1.0,),
                 stages=(Stage(99, _PLAIN), Stage(None, _ALL)),
                 optimisation=Optimisation(
-                    200, lr=1e-3, head_factor=1.0, weight_decay=0.05, warmup_steps=20, warmup_ratio=0.01
+                    200,
+                    lr=1e-3,
+                    head_factor=1.0,
+                    weight_decay=0.05,
+                    warmup_steps=20,
+                    warmup_ratio=0.01,
+                    restart_after_warmup=False,
                 ),
-                quirks=Quirks(restart_after_warmup=False),
             ),
             backbone="vit_tiny_patch16_224",
             backbone_options={"embed_dim": 128, "depth": 6, "num_heads": 4, "patch_size": 8, "img_size": 96},
@@ -159,8 +164,7 @@ class Recipe(Base):
 
     def lr_factor(self, step: int) -> float:
         """The published schedule."""
-        config = self.config()
-        return learning_rate_factor(step, config.optimisation, restart=config.quirks.restart_after_warmup)
+        return learning_rate_factor(step, self.config().optimisation)
 
     def cams(self, module: nn.Module, images: Tensor, image_labels: Tensor) -> dict[str, Tensor]:
         """Main and auxiliary CAMs, at the scales of the settings."""
@@ -174,6 +178,7 @@ class Recipe(Base):
         size: tuple[int, int],
         scales: Sequence[float] = (1.0,),
         flip: str | None = None,
+        merge: str = "max",
     ) -> Tensor:
         """Class logits of the decoder."""
-        return module.predict(images, scales=scales, flip=flip, size=size)
+        return module.predict(images, scales=scales, flip=flip, merge=merge, size=size)
