@@ -1,5 +1,8 @@
 """patch_token_contrast over a process group: two processes, gloo, and what each of them got."""
 
+import copy
+import pickle
+
 import pytest
 import torch
 import torch.distributed as dist
@@ -54,6 +57,8 @@ def work(rank, folder):
     share = shares(CASES[0])[rank]
     network, criterion = DistributedDataParallel(linear()), PatchTokenContrastLoss(process_group=dist.group.WORLD)
     criterion(network(share["tokens"]), share["labels"]).backward()
+    copies = copy.deepcopy(criterion), pickle.loads(pickle.dumps(criterion))
+    results["copies share their group"] = [x.process_group is dist.group.WORLD for x in copies]
     results["DDP"] = [parameter.grad for parameter in network.parameters()]
     torch.save(results, f"{folder}/{rank}.pt")
     dist.destroy_process_group()
@@ -98,3 +103,7 @@ def test_distributed_data_parallel(results):
     for first, second, parameter in zip(results[0]["DDP"], results[1]["DDP"], network.parameters(), strict=True):
         assert torch.equal(first, second)
         torch.testing.assert_close(first, parameter.grad, rtol=1e-12, atol=1e-16)
+
+
+def test_loss_with_a_group_can_be_copied_and_pickled(results):
+    assert results[0]["copies share their group"] == [True, False]

@@ -8,6 +8,7 @@ import torch
 from toco_inputs import VIT, finite, gradients, sharper, tiny_batch, tiny_toco, twins
 
 from toco_kernels.methods import TINY, VOC
+from toco_kernels.methods.positions import resize_positions
 from toco_kernels.methods.published import tokens_of
 
 timm = pytest.importorskip("timm")
@@ -92,6 +93,33 @@ def test_compiled_backbone():
     expected = gradients(other, theirs.loss)
     for name, grad in gradients(model, ours.loss).items():
         torch.testing.assert_close(grad, expected[name], atol=1e-5, rtol=1e-4, msg=name)
+
+
+def test_compiled_backbone_at_many_sizes():
+    """A graph for the first size and one for all others; a size of its own for each would soon be too many."""
+    graphs = []
+    model = tiny_toco(replace(TINY, aux_layer=0), options={"depth": 1}).eval()
+    compiled = copy.deepcopy(model)
+    compiled.backbone.compile(backend=lambda module, _: graphs.append(module) or module, fullgraph=True)
+    for size in ((64, 64), (70, 90), (61, 99), (96, 48)):
+        images = torch.randn(1, 3, *size)
+        expected, actual = (x.predict(images, scales=(1, 1.5, 1.25), flip="sum") for x in (model, compiled))
+        torch.testing.assert_close(actual, expected)
+    assert len(graphs) == 2
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_resized_positions_keep_their_precision(dtype):
+    positions = torch.randn(1, 17, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).to(dtype)
+    exact = resize_positions(positions.double(), (4, 4), (5, 3), 1)
+    resized = resize_positions(positions, (4, 4), (5, 3), 1)
+    assert resized.dtype == dtype
+    rounding = max(torch.finfo(dtype).eps, 0 if dtype == torch.float64 else 1e-6)
+    torch.testing.assert_close(resized.double(), exact, rtol=2 * rounding, atol=2 * rounding)
+    if dtype == torch.float64:
+        grid = positions[:, 1:].mT.reshape(1, 8, 4, 4)
+        expected = torch.nn.functional.interpolate(grid, (5, 3), mode="bicubic").flatten(2).mT
+        assert torch.equal(resized[:, 1:], expected)
 
 
 def test_local_weights(tmp_path):

@@ -1,11 +1,15 @@
 """Checkpoints in the layout of the authors' code, optimiser groups, schedule and configurations."""
 
+import copy
+import json
+import pickle
 import re
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 import torch
 from toco_inputs import tiny_batch, tiny_toco
+from torch import nn
 
 from toco_kernels.methods import COCO, TINY, VOC, Stage, ToCo, learning_rate_factor, load_authors_checkpoint
 from toco_kernels.methods import parameter_groups as groups_of
@@ -118,6 +122,7 @@ def test_groups_hold_every_trained_parameter_once():
     groups = groups_of(model, VOC.optimisation)
     assert [group["name"] for group in groups] == ["backbone", "norms", "classifiers", "decoder"]
     assert [group["lr"] for group in groups] == pytest.approx([6e-5, 6e-5, 6e-4, 6e-4])
+    assert [group["initial_lr"] for group in groups] == [group["lr"] for group in groups]
     assert {group["weight_decay"] for group in groups} == {0.01}
     grouped = [id(parameter) for group in groups for parameter in group["params"]]
     trained = {id(parameter) for parameter in model.parameters() if parameter.requires_grad}
@@ -126,6 +131,33 @@ def test_groups_hold_every_trained_parameter_once():
     assert id(model.backbone.vit.pos_embed) not in trained
     assert not trained & {id(parameter) for parameter in model.teacher.parameters()}
     torch.optim.AdamW(groups, betas=VOC.optimisation.betas)
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        torch.compile,  # which compiles nothing before the first call
+        lambda model: nn.ModuleDict({"module": torch.compile(model)}),  # as DistributedDataParallel
+        lambda model: nn.ModuleDict({"segmenter": nn.ModuleDict({"toco": model})}),
+    ],
+    ids=["compiled", "wrapped twice", "a module of one's own"],
+)
+def test_groups_of_a_wrapped_model(wrap):
+    model = tiny_toco()
+    expected, groups = (groups_of(x, VOC.optimisation) for x in (model, wrap(model)))
+    for group, same in zip(expected, groups, strict=True):
+        assert [id(parameter) for parameter in group.pop("params")] == [id(x) for x in same.pop("params")]
+        assert group == same
+
+
+def test_parameters_that_have_no_group_are_named():
+    with pytest.raises(ValueError, match="model must be a ToCo or hold one, got Linear"):
+        groups_of(nn.Linear(2, 2), VOC.optimisation)
+    model = nn.ModuleDict({"toco": tiny_toco(), "head": nn.Linear(2, 2)})
+    with pytest.raises(ValueError, match="nothing beside it: pass the ToCo alone, got head.weight, head.bias"):
+        groups_of(model, VOC.optimisation)
+    model["head"].requires_grad_(False)
+    assert len(groups_of(model, VOC.optimisation)) == 4
 
 
 def test_groups_of_a_frozen_backbone():
@@ -139,7 +171,7 @@ def test_schedule_is_the_published_one():
     warm = 1 - (1 / 1500) * (1 - 1e-6)
     assert factor == pytest.approx([1e-6, 0.5 + 0.5e-6, warm, 0.932, 0.5**0.9, 0, 0], abs=1e-3)
     assert factor[0] == pytest.approx(1e-6)
-    assert learning_rate_factor(1500, VOC.optimisation, restart=False) == 1
+    assert learning_rate_factor(1500, replace(VOC.optimisation, restart_after_warmup=False)) == 1
     no_warmup = replace(VOC.optimisation, warmup_steps=0)
     assert learning_rate_factor(0, no_warmup) == 1
 
@@ -163,6 +195,22 @@ def test_stages(config, step, weights, labels_from):
     stage = config.stage(step)
     assert tuple(stage.weight(loss) for loss in ("cls", "cls_aux", "ptc", "ctc", "seg", "reg")) == weights
     assert stage.labels_from == labels_from
+
+
+def test_configurations_are_constants():
+    """They are shared, and keys of dictionaries."""
+    for change in (
+        lambda weights: weights.update(seg=1.0),
+        lambda weights: weights.pop("cls"),
+        lambda weights: weights.__setitem__("cls", 2.0),
+        lambda weights: weights.__ior__({"cls": 2.0}),
+    ):
+        with pytest.raises(TypeError, match="weights must not be changed"):
+            change(VOC.stages[0].weights)
+    assert VOC.stages[0].weights | {"seg": 1.0} == {"cls": 1.0, "cls_aux": 1.0, "ptc": 0.2, "ctc": 0.5, "seg": 1.0}
+    assert len({VOC, COCO, replace(VOC), copy.deepcopy(VOC), pickle.loads(pickle.dumps(VOC))}) == 2
+    stages = json.loads(json.dumps(asdict(VOC)["stages"]))  # as a run keeps them
+    assert tuple(Stage(**stage) for stage in stages) == VOC.stages
 
 
 def test_coco_is_not_voc():

@@ -1,5 +1,8 @@
 """ToCo in two processes, with gloo: DistributedDataParallel and FSDP2 train as one process does on its share."""
 
+import copy
+import pickle
+
 import pytest
 import torch
 import torch.distributed as dist
@@ -53,6 +56,10 @@ def work(rank, folder):
     model = model_of(process_group=dist.group.WORLD)
     results["joined ptc"] = state_after_step(DistributedDataParallel(model), model, rank)[0]["ptc"]
 
+    copies = copy.deepcopy(model), pickle.loads(pickle.dumps(model))
+    results["copies share their group"] = [x.criterion.process_group is dist.group.WORLD for x in copies]
+    results["copies are of their own"] = [x.criterion is not model.criterion for x in copies]
+
     try:
         fully_shard(model_of(), mesh=mesh)(**share(rank))
     except RuntimeError as error:
@@ -105,3 +112,8 @@ def test_patch_contrast_of_the_joined_batch(results):
 
 def test_lost_teacher_is_refused(results):
     assert all("teacher must be a unit of its own for FSDP2" in result["refused"] for result in results)
+
+
+def test_model_with_a_group_can_be_copied_and_pickled(results):
+    assert results[0]["copies share their group"] == [True, False]
+    assert results[0]["copies are of their own"] == [True, True]

@@ -90,6 +90,21 @@ def test_teacher_moves_in_training_alone():
         torch.testing.assert_close(new, 0.9 * old + 0.1 * student)
 
 
+@pytest.mark.parametrize(
+    ("training", "grad", "asked", "moves"),
+    [(True, False, None, False), (True, True, False, False), (False, True, True, True), (True, False, True, True)],
+)
+def test_whether_the_teacher_moves(training, grad, asked, moves):
+    """Neither when a loss is only looked at, nor twice in a step of the optimiser."""
+    model = tiny_toco().train(training)
+    with torch.no_grad():
+        model.projector.directions.weight.add_(1)
+    before = model.teacher.directions.weight.clone()
+    with torch.set_grad_enabled(grad):
+        model(**tiny_batch(), update_teacher=asked)
+    assert torch.equal(before, model.teacher.directions.weight) != moves
+
+
 def test_weights_of_zero():
     config = replace(TINY, stages=(Stage(None, {"cls": 1.0, "cls_aux": 1.0}),))
     batch = tiny_batch()
@@ -98,11 +113,31 @@ def test_weights_of_zero():
     assert all(ours.losses[name] != 0 for name in LOSSES)
     assert [name for name in LOSSES if theirs.losses[name] != 0] == ["cls", "cls_aux"]
     torch.testing.assert_close(ours.loss, theirs.loss)
-    assert torch.equal(ours.pseudo_labels, theirs.pseudo_labels)
+    assert ours.cams is not None
+    assert (theirs.cams, theirs.pseudo_labels) == (None, None)
     ours.loss.backward()
     theirs.loss.backward()
     assert model.decoder.conv1.weight.grad.count_nonzero() == 0
     assert lean.decoder.conv1.weight.grad is None
+    assert torch.equal(lean.teacher.directions.weight, tiny_toco().teacher.directions.weight)
+
+
+@pytest.mark.parametrize(("loss", "passes", "labels"), [("cls", 1, False), ("ptc", 4, False), ("seg", 4, True)])
+def test_what_no_loss_needs_is_not_computed(loss, passes, labels):
+    config = replace(TINY, stages=(Stage(None, {loss: 1.0}),))
+    model, batch = sharper(tiny_toco(config, skip_unweighted=True)), tiny_batch()
+    expected, counted = sharper(tiny_toco(config))(**batch), []
+    model.backbone.register_forward_hook(lambda *_: counted.append(1))
+    output = model(**batch)
+    assert len(counted) == passes  # the images; their mirror images, and both at two other scales
+    assert torch.equal(output.loss, expected.loss)
+    assert (output.cams is None) == (passes == 1)
+    assert torch.equal(output.pseudo_labels, expected.pseudo_labels) if labels else output.pseudo_labels is None
+
+
+def test_no_loss_at_all():
+    model = tiny_toco(replace(TINY, stages=(Stage(None, {}),)), skip_unweighted=True)
+    assert torch.equal(model(**tiny_batch()).loss, torch.zeros(()))
 
 
 def test_model_can_be_copied_and_pickled():

@@ -35,8 +35,8 @@ def test_cams_are_those_of_the_step():
     assert model.cams(images, scales=(1.0,), size=(30, 20)).shape == (2, 5, 30, 20)
 
 
-@pytest.mark.parametrize("flip", [None, "sum", "max"])
-def test_predictions(flip):
+@pytest.mark.parametrize(("flip", "merge"), [(None, "max"), ("sum", "max"), ("max", "sum")])  # the last two: VOC, COCO
+def test_predictions(flip, merge):
     model, images = tiny_toco(), torch.randn(2, 3, 64, 64)
     expected = []
     for scale in (1.0, 1.5):
@@ -46,8 +46,10 @@ def test_predictions(flip):
         )
         mirrored = mirrored.flip(-1)
         expected.append({None: logits, "sum": logits + mirrored, "max": torch.maximum(logits, mirrored)}[flip])
-    expected = torch.stack(expected).amax(0)
-    torch.testing.assert_close(model.predict(images, scales=(1.0, 1.5), flip=flip), expected, atol=1e-5, rtol=1e-4)
+    expected = torch.stack(expected)
+    expected = expected.amax(0) if merge == "max" else expected.sum(0)
+    actual = model.predict(images, scales=(1.0, 1.5), flip=flip, merge=merge)
+    torch.testing.assert_close(actual, expected, atol=1e-5, rtol=1e-4)
 
 
 # The criterion alone
@@ -95,6 +97,11 @@ def viewed(**changes):
     return lambda batch: batch | {"views": {k: x for k, x in (batch["views"] | changes).items() if x is not None}}
 
 
+def on_another_device(argument):
+    return f"{argument} must be on images's device, cpu, got meta"
+
+
+GIVEN = {"local_source": None, "draws": None, "local_crops": torch.zeros(3, 2, 3, 24, 24), "flags": torch.ones(2, 3)}
 BAD = {
     "images: rank": (changed(images=torch.zeros(3, 64, 64)), "images must have 4 dimensions"),
     "images: colours": (changed(images=torch.zeros(2, 1, 64, 64)), "images must have three colours"),
@@ -126,7 +133,23 @@ BAD = {
         viewed(local_source=None, draws=None, local_crops=torch.zeros(3, 2, 3, 24, 24), flags=torch.ones(2, 4)),
         "flags must have shape (B, crops) = (2, 3)",
     ),
-    "draws": (viewed(draws=torch.zeros(3, 3)), "draws must have images' batch, 2"),
+    "draws": (viewed(draws=torch.zeros(3, 3)), "draws must have shape (B, crops) = (2, 3), got shape (3, 3)"),
+    "draws: crops": (viewed(draws=torch.zeros(2, 7)), "draws must have shape (B, crops) = (2, 3), got shape (2, 7)"),
+    "image_labels: device": (changed(image_labels=torch.zeros(2, 5, device="meta")), on_another_device("image_labels")),
+    "second_global: device": (
+        viewed(second_global=torch.zeros(2, 3, 64, 64, device="meta")),
+        on_another_device("second_global"),
+    ),
+    "local_source: device": (
+        viewed(local_source=torch.zeros(2, 3, 64, 64, device="meta")),
+        on_another_device("local_source"),
+    ),
+    "draws: device": (viewed(draws=torch.zeros(2, 3, device="meta")), on_another_device("draws")),
+    "local_crops: device": (
+        viewed(**GIVEN | {"local_crops": torch.zeros(3, 2, 3, 24, 24, device="meta")}),
+        on_another_device("local_crops"),
+    ),
+    "flags: device": (viewed(**GIVEN | {"flags": torch.zeros(2, 3, device="meta")}), on_another_device("flags")),
 }
 
 
@@ -148,6 +171,7 @@ def test_bad_arguments_are_named(case):
         (lambda: Backbone("eva02_tiny_patch14_224"), "positions must be 'timm' for eva02_tiny_patch14_224"),
         (lambda: Backbone("resnet18", dynamic_img_size=None), "backbone must be one of timm's ViTs"),
         (lambda: tiny_toco().predict(torch.zeros(1, 3, 64, 64), flip="mean"), "flip must be None, 'sum' or 'max'"),
+        (lambda: tiny_toco().predict(torch.zeros(1, 3, 64, 64), merge="mean"), "merge must be 'sum' or 'max'"),
     ],
 )
 def test_bad_options_are_named(build, message):
