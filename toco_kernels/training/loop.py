@@ -43,6 +43,7 @@ def _train(job: Job, processes: Processes, resume: bool, show_progress: bool) ->
         start, seconds, skipped = state["step"], state["seconds"], set(state["skipped"])
     stop = job.settings["steps"]
     record = records.Records(job.run, start) if processes.first else None
+    measured = _open(job, SPLITS[job.data][2]) if processes.first else None  # now, not after a night
     began = time.monotonic()
 
     def elapsed() -> float:
@@ -59,7 +60,7 @@ def _train(job: Job, processes: Processes, resume: bool, show_progress: bool) ->
                     bar.write(f"skipped: {problem}", file=sys.stderr)
                     skipped.add(problem)
             losses = trainer.take(step, batch)
-            if _due(step, job.log_every) or step == stop - 1:
+            if _due(step, job.log_every) or _due(step, job.checkpoint_every) or step == stop - 1:
                 values = trainer.numbers(losses)
                 wrong = [name for name, value in values.items() if value != value or abs(value) == float("inf")]
                 if wrong:
@@ -79,7 +80,7 @@ def _train(job: Job, processes: Processes, resume: bool, show_progress: bool) ->
     metrics: dict = {}
     if processes.first:
         metrics = {"steps": stop, "seconds": elapsed(), "skipped": sorted(skipped)}
-        metrics |= _measure(trainer, show_progress)
+        metrics |= _measure(trainer, measured, show_progress)
         record.metrics(metrics)
         record.close()
         if skipped:
@@ -126,11 +127,10 @@ class _Watch:
             self.record.scores(step, {f"{name}_miou": result.miou() for name, result in results.items()})
 
 
-def _measure(trainer: Trainer, show_progress: bool) -> dict:
+def _measure(trainer: Trainer, data: Data | None, show_progress: bool) -> dict:
     """The numbers of metrics.json, on the split that is measured."""
     job = trainer.job
     split = SPLITS[job.data][2]
-    data = _open(job, split)
     if data is None:
         return {"split": split, "cam_miou": None, "pseudo_label_miou": None, "seg_miou": None}
     indices = spread(len(data), job.evaluate_images[1])

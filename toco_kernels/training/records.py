@@ -13,7 +13,8 @@ from PIL import Image
 from .. import __version__
 from .files import DataError, read_json, voc_colours, write_json, write_whole
 
-FREE = frozenset({"versions", "commit", "device", "workers", "world", "log_every", "picture_every", "evaluate_every"})
+_EVERY = ("log_every", "picture_every", "evaluate_every", "checkpoint_every")
+FREE = frozenset(("versions", "commit", "device", "workers", "world", "evaluate_images", *_EVERY))  # change no weight
 
 
 def versions() -> dict[str, str | None]:

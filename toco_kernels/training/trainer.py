@@ -78,7 +78,6 @@ class Trainer:
     Args:
         job: what to do.
         processes: who takes part.
-        step: the first step to take.
     """
 
     def __init__(self, job: Job, processes: Processes):
