@@ -63,7 +63,10 @@ def shims(tree: ast.Module, imports: dict[str, str]) -> Iterator[Shim]:
         imports: the names that it imports, and where from (`np`: `numpy`).
     """
     wrapped = {id(x) for node in ast.walk(tree) if isinstance(node, ast.Call) for x in node.args}
+    needs_crf = crf_without_counterpart(tree) is not None
     for node in ast.walk(tree):
+        if needs_crf and _is_crf(node):  # half of pydensecrf and half of ours do not go together
+            continue
         if isinstance(node, ast.Attribute):
             yield from _numpy_name(node, imports)
         elif isinstance(node, ast.Call):
@@ -75,6 +78,21 @@ def shims(tree: ast.Module, imports: dict[str, str]) -> Iterator[Shim]:
             yield from _import_from(node, tree)
         elif isinstance(node, ast.Import) and len(node.names) == 1:
             yield from _import(node)
+
+
+def crf_without_counterpart(tree: ast.Module) -> ast.ImportFrom | None:
+    """The statement, if there is one, that imports from pydensecrf what is not in toco_kernels.numpy."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and _is_crf(node) and not {alias.name for alias in node.names} <= set(_CRF):
+            return node
+    return None
+
+
+def _is_crf(node: ast.AST) -> bool:
+    """Whether a node imports pydensecrf."""
+    if isinstance(node, ast.ImportFrom):
+        return node.module == "pydensecrf.utils" and node.level == 0
+    return isinstance(node, ast.Import) and any(alias.name.startswith("pydensecrf.") for alias in node.names)
 
 
 def added_folders(tree: ast.Module) -> list[str]:
@@ -152,7 +170,7 @@ def _import_from(node: ast.ImportFrom, tree: ast.Module) -> Iterator[Shim]:
     if node.module == "bilateralfilter" and set(names) <= {"bilateralfilter", "bilateralfilter_batch"}:
         why = "the extension bilateralfilter needs a build of its own; the same filter, without it"
         yield Shim(node, f"from toco_kernels.compat import {spelled}", why, "bilateralfilter")
-    elif node.module == "pydensecrf.utils" and set(names) <= set(_CRF):
+    elif _is_crf(node):
         yield Shim(node, f"from toco_kernels.numpy import {spelled}", _WHY_CRF, "pydensecrf")
     elif node.module in _TIMM:
         why = f"timm moved {node.module} to {_TIMM[node.module]}"
