@@ -164,6 +164,9 @@ SHIMS = [
     ("from numpy import array\nimport numpy as n\nx = n.NaN", "x = n.nan"),
     ("import numpy as np\nx = np.float32(3)", None),
     ("np = 3\nx = np.float", None),
+    ("import PIL.Image\nx = PIL.Image.CUBIC", "x = PIL.Image.BICUBIC"),
+    ("from PIL import Image\nx = Image.ANTIALIAS", "x = Image.LANCZOS"),
+    ("from PIL import Image\nx = Image.BILINEAR", None),
     ("import torch\np.add_argument('--local_rank', default=-1, type=int)", "get_node_local_rank(-1), type=int)"),
     ("import torch\np.add_argument('--other', default=-1, type=int)", None),
     ("import torch\nd = torch.device(args.local_rank)", "d = torch.device(max(args.local_rank, 0))"),
@@ -217,6 +220,9 @@ def test_shims_mean_the_same():
     tree = ast.parse("import sys, numpy as np\nsys.path.append('/somewhere')\n")
     assert shims.added_folders(tree) == ["/somewhere"]
     assert imported_names(tree) == {"sys": "sys", "np": "numpy"}
+    image = pytest.importorskip("PIL.Image")
+    for name in shims._PILLOW.values():
+        assert hasattr(image, name)
 
 
 # A repository.

@@ -1,4 +1,4 @@
-"""What published repositories use and today's Python, NumPy, torch and timm no longer have, and what to write instead.
+"""What published repositories use and today's libraries no longer have, and what to write instead.
 
 A shim replaces one expression by another, or one import statement by others. It says why, in a comment of the diff.
 """
@@ -46,6 +46,8 @@ _RENAMED = {
     "row_stack": "vstack",
 }
 
+_PILLOW = {"ANTIALIAS": "LANCZOS", "CUBIC": "BICUBIC", "LINEAR": "BILINEAR"}
+
 _TIMM = {
     "timm.models.layers": "timm.layers",
     "timm.models.helpers": "timm.models",
@@ -69,6 +71,7 @@ def shims(tree: ast.Module, imports: dict[str, str]) -> Iterator[Shim]:
             continue
         if isinstance(node, ast.Attribute):
             yield from _numpy_name(node, imports)
+            yield from _filter_name(node, imports)
         elif isinstance(node, ast.Call):
             yield from _local_rank(node, imports)
             yield from _device(node, imports)
@@ -123,6 +126,12 @@ def _numpy_name(node: ast.Attribute, imports: dict[str, str]) -> Iterator[Shim]:
     elif node.attr in _RENAMED:
         new = f"{ast.unparse(node.value)}.{_RENAMED[node.attr]}"
         yield Shim(node, new, f"NumPy 2 removed numpy.{node.attr}")
+
+
+def _filter_name(node: ast.Attribute, imports: dict[str, str]) -> Iterator[Shim]:
+    if node.attr in _PILLOW and dotted(node.value, imports) == "PIL.Image":
+        new = f"{ast.unparse(node.value)}.{_PILLOW[node.attr]}"
+        yield Shim(node, new, f"Pillow 10 removed Image.{node.attr}, another name of {_PILLOW[node.attr]}")
 
 
 def _local_rank(node: ast.Call, imports: dict[str, str]) -> Iterator[Shim]:
