@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from . import registry
 from .fingerprints import Recognisable, definitions, imported_names
 from .registry import Replacement
-from .shims import Shim, shims
+from .shims import Shim, crf_without_counterpart, shims
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,9 @@ def analyse(source: str | bytes, path: str) -> Analysis:
             analysis.left.append((found.name, found.node.lineno, why))
         else:
             analysis.matches.append(Match(found, replacement))
+    if (node := crf_without_counterpart(analysis.tree)) is not None:
+        why = f"no counterpart here for all of {', '.join(alias.name for alias in node.names)}"
+        analysis.left.append(("pydensecrf", node.lineno, why))
     analysis.shims = sorted(
         shims(analysis.tree, imported_names(analysis.tree)), key=lambda s: (s.node.lineno, s.node.col_offset)
     )

@@ -1,4 +1,4 @@
-"""What published repositories use and today's Python, NumPy, torch and timm no longer have, and what to write instead.
+"""What published repositories use and today's libraries no longer have, and what to write instead.
 
 A shim replaces one expression by another, or one import statement by others. It says why, in a comment of the diff.
 """
@@ -46,6 +46,8 @@ _RENAMED = {
     "row_stack": "vstack",
 }
 
+_PILLOW = {"ANTIALIAS": "LANCZOS", "CUBIC": "BICUBIC", "LINEAR": "BILINEAR"}
+
 _TIMM = {
     "timm.models.layers": "timm.layers",
     "timm.models.helpers": "timm.models",
@@ -63,9 +65,13 @@ def shims(tree: ast.Module, imports: dict[str, str]) -> Iterator[Shim]:
         imports: the names that it imports, and where from (`np`: `numpy`).
     """
     wrapped = {id(x) for node in ast.walk(tree) if isinstance(node, ast.Call) for x in node.args}
+    needs_crf = crf_without_counterpart(tree) is not None
     for node in ast.walk(tree):
+        if needs_crf and _is_crf(node):  # half of pydensecrf and half of ours do not go together
+            continue
         if isinstance(node, ast.Attribute):
             yield from _numpy_name(node, imports)
+            yield from _filter_name(node, imports)
         elif isinstance(node, ast.Call):
             yield from _local_rank(node, imports)
             yield from _device(node, imports)
@@ -75,6 +81,21 @@ def shims(tree: ast.Module, imports: dict[str, str]) -> Iterator[Shim]:
             yield from _import_from(node, tree)
         elif isinstance(node, ast.Import) and len(node.names) == 1:
             yield from _import(node)
+
+
+def crf_without_counterpart(tree: ast.Module) -> ast.ImportFrom | None:
+    """The statement, if there is one, that imports from pydensecrf what is not in toco_kernels.numpy."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and _is_crf(node) and not {alias.name for alias in node.names} <= set(_CRF):
+            return node
+    return None
+
+
+def _is_crf(node: ast.AST) -> bool:
+    """Whether a node imports pydensecrf."""
+    if isinstance(node, ast.ImportFrom):
+        return node.module == "pydensecrf.utils" and node.level == 0
+    return isinstance(node, ast.Import) and any(alias.name.startswith("pydensecrf.") for alias in node.names)
 
 
 def added_folders(tree: ast.Module) -> list[str]:
@@ -105,6 +126,12 @@ def _numpy_name(node: ast.Attribute, imports: dict[str, str]) -> Iterator[Shim]:
     elif node.attr in _RENAMED:
         new = f"{ast.unparse(node.value)}.{_RENAMED[node.attr]}"
         yield Shim(node, new, f"NumPy 2 removed numpy.{node.attr}")
+
+
+def _filter_name(node: ast.Attribute, imports: dict[str, str]) -> Iterator[Shim]:
+    if node.attr in _PILLOW and dotted(node.value, imports) == "PIL.Image":
+        new = f"{ast.unparse(node.value)}.{_PILLOW[node.attr]}"
+        yield Shim(node, new, f"Pillow 10 removed Image.{node.attr}, another name of {_PILLOW[node.attr]}")
 
 
 def _local_rank(node: ast.Call, imports: dict[str, str]) -> Iterator[Shim]:
@@ -152,7 +179,7 @@ def _import_from(node: ast.ImportFrom, tree: ast.Module) -> Iterator[Shim]:
     if node.module == "bilateralfilter" and set(names) <= {"bilateralfilter", "bilateralfilter_batch"}:
         why = "the extension bilateralfilter needs a build of its own; the same filter, without it"
         yield Shim(node, f"from toco_kernels.compat import {spelled}", why, "bilateralfilter")
-    elif node.module == "pydensecrf.utils" and set(names) <= set(_CRF):
+    elif _is_crf(node):
         yield Shim(node, f"from toco_kernels.numpy import {spelled}", _WHY_CRF, "pydensecrf")
     elif node.module in _TIMM:
         why = f"timm moved {node.module} to {_TIMM[node.module]}"
