@@ -217,6 +217,8 @@ def check_step(
         raise bad_value("other_cams", must, f"shape {tuple(other_cams.shape)}")
     if not all((*size, *small)):
         raise bad_value("features", "have pixels, in both views", f"sizes {tuple(size)} and {small}")
+    if width < 1:
+        raise bad_value("features", "have at least one channel", f"shape {tuple(features.shape)}")
     if features.dtype != other_features.dtype:
         raise bad_type("other_features", f"have features' dtype, {features.dtype}", other_features.dtype)
     checked_image_labels(image_labels, batch, cams.shape[1] - 1, features, "features")
