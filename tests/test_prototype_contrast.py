@@ -24,7 +24,7 @@ from toco_kernels import (
     prototype_contrast,
 )
 from toco_kernels.prototype_contrast import reference
-from toco_kernels.prototype_contrast.step import contrast_where_drawn
+from toco_kernels.prototype_contrast.step import _Terms, contrast_where_drawn
 from toco_kernels.testing import assert_within_budget, reference_only, to_dtype
 
 GOLDEN = Path(__file__).parent / "golden" / "pixel_prototype_contrast.npz"
@@ -168,6 +168,16 @@ def test_every_term_has_its_own_gradient(device):
         assert all(grad[view].abs().max() > 0 for grad in grads.values())
 
 
+def test_step_gradient_is_the_derivative_where_prototypes_are_constants(device):
+    generator = torch.Generator().manual_seed(0)
+    features = [torch.randn(2, 3, 9, generator=generator, dtype=torch.float64).to(device) for _ in range(2)]
+    prototypes = F.normalize(torch.randn(2, 5, 3, generator=generator, dtype=torch.float64), dim=2).to(device)
+    labels = torch.randint(5, (2, 2, 9), generator=generator).to(device)
+    draws = torch.rand(2, 2, 9, generator=generator, dtype=torch.float64).to(device)
+    leaves = [x.requires_grad_() for x in features]
+    assert torch.autograd.gradcheck(lambda x, y: _Terms.apply(x, y, *prototypes, *labels, draws, 0.5), leaves)
+
+
 def test_step_has_no_second_derivative(device):
     inputs = step_arguments(device)
     x = inputs["features"].requires_grad_()
@@ -206,8 +216,9 @@ def test_hard_pixels_by_hand():
 
 def test_modules(device):
     inputs = {name: x.to(device) for name, x in to_dtype(contrast_inputs(), torch.float32).items()}
-    module = PrototypeContrastLoss(temperature=0.2, ignore_index=3)
-    assert torch.equal(module(**inputs), prototype_contrast(**inputs, temperature=0.2, ignore_index=3))
+    inputs["labels"][inputs["labels"] == 255] = 7
+    module = PrototypeContrastLoss(temperature=0.2, ignore_index=7)
+    assert torch.equal(module(**inputs), prototype_contrast(**inputs, temperature=0.2, ignore_index=7))
     assert "temperature=0.2" in repr(module)
     inputs = step_arguments(device)
     del inputs["draws"], inputs["k"], inputs["background_score"]

@@ -1,7 +1,11 @@
 #include <vector>
 
 #include "common/huge_pages.h"
-#include "prototype_contrast/blocks.h"
+#include "prototype_contrast/columns.h"
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
 
 #define TOCO_PER_ISA "prototype_contrast/rows.h"
 #include "common/for_each_isa.h"
@@ -19,12 +23,12 @@ void prototype_contrast_cpu(FeatureMaps<T> features, const int64_t* labels, cons
   const double weight = valid ? 1 / double(valid) : 0;
   const int64_t blocks = (s.pixels + kPixels - 1) / kPixels;
   std::vector<double> losses(s.batch * blocks);
-  const int64_t size = PixelBlock<A>::size(classes, s.width);
+  const int64_t size = Column<A>::size(packed);
   const Buffer<A> memory(parallel.threads * size);
   if (grad_features) prefer_huge_pages(grad_features, s.batch * s.width * s.pixels * int64_t(sizeof(A)));
   const int64_t work = kPixels * s.width * packed.rows * 2;
   parallel.loop(s.batch * blocks, grain_for(work), [&](int64_t begin, int64_t end, int thread) {
-    PixelBlock<A> block(memory.data + thread * size, classes, s.width);
+    Column<A> column(memory.data + thread * size, packed);
     for (int64_t i = begin; i < end; ++i) {
       const int64_t b = i / blocks, first = i % blocks * kPixels;
       const int count = int(std::min<int64_t>(kPixels, s.pixels - first));
@@ -40,14 +44,8 @@ void prototype_contrast_cpu(FeatureMaps<T> features, const int64_t* labels, cons
         for (int64_t d = 0; grad && d < s.width; ++d) std::fill_n(grad + d * s.pixels, count, A(0));
         continue;
       }
-      CALL_BEST_ISA(load_pixels, features.at(b, first), features.channel, features.pixel, s.width, own, count, block.x);
-      CALL_BEST_ISA(score_block, packed, A(temperature), block);
-      alignas(64) A factors[kPixels];
-      for (int p = 0; p < kPixels; ++p)
-        factors[p] = own[p] == kNobody ? A(0) : own[p] == kWrong ? A(NAN) : A(weight / temperature) * block.inverse[p];
-      CALL_BEST_ISA(cross_entropy, block.scores, classes, own, factors, &losses[i],
-                    grad ? block.slopes : nullptr);
-      if (grad) CALL_BEST_ISA(gradient_block, packed, block, count, grad, s.pixels);
+      CALL_BEST_ISA(contrast_pixels, features, features.at(b, first), own, count, packed, temperature, A(weight),
+                    column, &losses[i], grad, s.pixels);
     }
   });
   double total = 0;

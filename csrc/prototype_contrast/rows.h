@@ -1,153 +1,271 @@
-// The loops over a block of pixels, compiled once per instruction set (common/for_each_isa.h). Lanes are pixels.
+// The loops over a column of pixels, compiled once per instruction set (common/for_each_isa.h). Lanes are pixels, and
+// everything about a column stays in the first cache.
 
 #include "common/exp.h"
-#include "common/panels.h"
+#include "common/vector.h"
 
-// Pixels of an image as a block; those without a label, and those beyond `count`, are zero: they are never looked at.
+constexpr int64_t kPartial = 32;  // channels that are added up at a time: one long sum would round more
+
+// Pixels of an image as columns, one behind the other; those without a label, and those beyond `count`, are zero: they are
+// never looked at. Channels are pages apart, so as much is taken of each as a task needs.
 template <typename T, typename A = Accumulate<T>>
-TOCO_TARGET void load_pixels(const T* from, int64_t channel, int64_t pixel, int64_t width, const int32_t* labels,
-                             int count, A* x) {
+TOCO_TARGET static inline void load_columns(const T* from, int64_t channel, int64_t pixel, int64_t width,
+                                            const int32_t* labels, int count, A* x) {  // (kPixels / lanes, D, lanes)
+  using V = typename Vector<A>::type;
+  constexpr int kSize = Vector<A>::kSize;
   bool whole = count == kPixels && pixel == 1;
   for (int p = 0; p < count; ++p) whole &= labels[p] != kNobody;
-  for (int64_t d = 0; d < width; ++d, from += channel, x += kPixels)
-    if (whole)
-      for (int p = 0; p < kPixels; ++p) x[p] = A(from[p]);
-    else {
-      for (int p = 0; p < count; ++p) x[p] = labels[p] != kNobody ? A(from[p * pixel]) : A(0);
-      for (int p = count; p < kPixels; ++p) x[p] = A(0);
+  for (int64_t d = 0; d < width; ++d, from += channel, x += kSize)
+    for (int p = 0; p < kPixels; p += kSize) {
+      A* to = x + p * width;
+      if (whole && sizeof(T) == sizeof(A)) {
+        *(V*)to = *(const typename Vector<A>::unaligned*)(from + p);
+        continue;
+      }
+      alignas(kVectorBytes) A values[kSize];  // of their own, so that conversions need not fear to overwrite `from`
+      for (int l = 0; l < kSize; ++l)
+        values[l] = whole ? A(from[p + l])
+                    : p + l < count && labels[p + l] != kNobody ? A(from[(p + l) * pixel]) : A(0);
+      *(V*)to = *(const V*)values;
     }
 }
 
+// The sum over channels of a product, lane by lane.
 template <typename A>
-TOCO_TARGET void measure_pixels(int64_t width, PixelBlock<A>& block) {
+TOCO_TARGET static inline typename Vector<A>::type dot(const A* a, const A* b, int64_t width) {  // (D, lanes)
   using V = typename Vector<A>::type;
   constexpr int kSize = Vector<A>::kSize;
-  for (int p = 0; p < kPixels; p += kSize) {
-    V square{};
-    for (int64_t d = 0; d < width;) {
-      V part{};
-      for (const int64_t end = std::min<int64_t>(d + 32, width); d < end; ++d) {
-        const V x = *(const V*)(block.x + d * kPixels + p);
-        part += x * x;
-      }
-      square += part;
-    }
-    for (int l = 0; l < kSize; ++l) {
-      if (square[l] > A(1e-24) && square[l] < A(1e36)) {
-        block.inverse[p + l] = 1 / std::sqrt(square[l]);
-        block.projects[p + l] = 1;
-      } else {
-        measure_exactly(block.x + p + l, width, &block.inverse[p + l], &block.projects[p + l]);
-      }
-    }
+  V sum{};
+  for (int64_t d = 0; d < width;) {
+    V parts[4] = {};
+    const int64_t end = std::min(d + kPartial, width);
+    for (; d + 4 <= end; d += 4)
+#pragma GCC unroll 4
+      for (int i = 0; i < 4; ++i) parts[i] += *(const V*)(a + (d + i) * kSize) * *(const V*)(b + (d + i) * kSize);
+    for (; d < end; ++d) parts[0] += *(const V*)(a + d * kSize) * *(const V*)(b + d * kSize);
+    sum += (parts[0] + parts[1]) + (parts[2] + parts[3]);
+  }
+  return sum;
+}
+
+// Rounded once: scores divide by lengths and by a small temperature.
+template <typename A>
+TOCO_TARGET static inline void measure_column(int64_t width, double temperature, Column<A>& column) {
+  constexpr int kSize = Vector<A>::kSize;
+  const typename Vector<A>::type square = dot(column.x, column.x, width);
+  alignas(kVectorBytes) double lengths[kSize];
+  for (int l = 0; l < kSize; ++l) lengths[l] = std::sqrt(double(square[l]));
+  for (int l = 0; l < kSize; ++l)
+    if (!(square[l] > A(1e-24) && square[l] < A(1e36))) lengths[l] = length_exactly(column.x + l, width, kSize);
+  for (int l = 0; l < kSize; ++l) {
+    const double length = lengths[l] < kShortest ? kShortest : lengths[l];  // NaN stays
+    column.projects[l] = lengths[l] < kShortest ? A(0) : A(1);
+    column.inverse[l] = lengths[l] == 0 ? A(0) : A(1 / length);
+    column.scales[l] = lengths[l] == 0 ? A(0) : A(1 / (length * temperature));
   }
 }
 
-// products[i, p] = Σ_k left[k, i] * right[k, p], with `left` in panels of 32 rows that are `depth` long.
+// Memory that will be needed soon: kPieces of each channel, of which those from `first` on are this column's to ask for.
 template <typename A>
-TOCO_TARGET void multiply_block(const A* left, const A* right, int64_t depth, int64_t rows, A* products) {
-  for (int64_t i = 0; i < rows; i += kPanel, left += depth * kPanel, products += kPanel * kPixels) {
-    std::fill(products, products + kPanel * kPixels, A(0));
-    const int count = int(std::min<int64_t>(kPanel, rows - i));
-    for (int64_t k = 0; k < depth; k += kDepth)
-      for (int p = 0; p < kPixels; p += kPanel)
-        multiply_add(left + k * kPanel, right + k * kPixels + p, kPixels, std::min(kDepth, depth - k), count,
-                     products + p, kPixels);
+struct Soon {
+  static constexpr uint64_t kPieces = kPixels / Vector<A>::kSize;
+  const char* data;
+  int64_t channel, piece;
+  uint64_t first;
+  void ask_for(int64_t i) const {
+    __builtin_prefetch(data + int64_t((first + i) / kPieces) * channel + int64_t((first + i) % kPieces) * piece);
   }
-}
+};
 
-// Cosines of pixels and prototypes over temperature.
-template <typename A>
-TOCO_TARGET void score_block(const PackedPrototypes<A>& prototypes, A temperature, PixelBlock<A>& block) {
-  measure_pixels(prototypes.width, block);
-  multiply_block(prototypes.by_class.data, block.x, prototypes.width, prototypes.rows, block.scores);
-  alignas(kVectorBytes) A scales[kPixels];
-  for (int p = 0; p < kPixels; ++p) scales[p] = block.inverse[p] / temperature;
-  for (int64_t c = 0; c < prototypes.rows; ++c)
-    for (int p = 0; p < kPixels; ++p) block.scores[c * kPixels + p] *= scales[p];
-}
-
-// Σ of log(x[p]) over pixels. Sums of exponentials are between 1 and the number of classes: eight of them make a double.
-template <typename A>
-TOCO_TARGET static inline double sum_of_logs(const A* x) {  // (kPixels)
-  double total = 0;
-  for (int p = 0; p < kPixels; p += 8) {
-    double product = 1;
-    for (int l = 0; l < 8; ++l) product *= double(x[p + l]);
-    total += std::log(product);
-  }
-  return total;
-}
-
-// The sum of -log softmax(scores)[label] over the block's pixels, and its derivatives times `factors`, where slopes are
-// wanted.
-template <typename A>
-TOCO_TARGET void cross_entropy(const A* scores, int64_t classes, const int32_t* labels, const A* factors, double* loss,
-                               A* slopes) {  // scores, slopes: (C, kPixels)
+// scores[c] = Σ_d prototypes[d, c] * x[d]
+template <typename A, int kChunk>
+TOCO_TARGET static void multiply_chunk(const A* prototypes, const A* x, int64_t width, Soon<A> soon, A* scores) {
   using V = typename Vector<A>::type;
   constexpr int kSize = Vector<A>::kSize;
-  alignas(kVectorBytes) A sums[kPixels];
-  double linear = 0;
-  for (int p = 0; p < kPixels; p += kSize) {
-    const V factor = *(const V*)(factors + p);
-    V top = *(const V*)(scores + p), sum{};
-    for (int64_t c = 1; c < classes; ++c) {
-      const V z = *(const V*)(scores + c * kPixels + p);
-      top = z > top ? z : top;
+  for (int64_t d = 0; d == 0 || d < width;) {
+    V sums[kChunk] = {};
+    const bool first = d == 0;
+    for (const int64_t end = std::min(d + 2 * kPartial, width); d < end; ++d, prototypes += kChunk) {
+      const V value = *(const V*)(x + d * kSize);
+      soon.ask_for(d);
+#pragma GCC unroll 24
+      for (int c = 0; c < kChunk; ++c) sums[c] += prototypes[c] * value;
     }
-    for (int64_t c = 0; c < classes; ++c) {
-      V e = *(const V*)(scores + c * kPixels + p) - top;
-      exp_nonpositive(e);
-      sum += e;
-      if (slopes) *(V*)(slopes + c * kPixels + p) = e;
+#pragma GCC unroll 24
+    for (int c = 0; c < kChunk; ++c) {
+      V& score = *(V*)(scores + c * kSize);
+      score = first ? sums[c] : score + sums[c];
     }
-    const V share = factor / sum;
-    for (int64_t c = 0; slopes && c < classes; ++c) *(V*)(slopes + c * kPixels + p) *= share;
-    for (int l = 0; l < kSize; ++l) {
-      const int32_t label = labels[p + l];
-      sums[p + l] = label == kNobody ? A(1) : sum[l];
-      if (label == kWrong) linear = NAN;
-      if (label < 0) continue;
-      linear += double(top[l]) - double(scores[label * kPixels + p + l]);
-      if (slopes) slopes[label * kPixels + p + l] -= factor[l];
-    }
+    if (d >= width) break;
   }
-  *loss = linear + sum_of_logs(sums);
 }
 
-// The gradient of pixels from slopes by their cosines, which must hold the factor `inverse`, into (D, count) numbers
-// `stride` apart. What lies along a pixel is removed as computed, not as theory has it: features that share a direction
-// have nearly all of their gradient there.
+// gradient[d] (+)= Σ_c prototypes[d, c] * slopes[c]
+template <typename A, int kChunk>
+TOCO_TARGET static void spread_chunk(const A* prototypes, const A* slopes, int64_t width, bool add, A* gradient) {
+  using V = typename Vector<A>::type;
+  constexpr int kSize = Vector<A>::kSize;
+  V slope[kChunk];
+#pragma GCC unroll 24
+  for (int c = 0; c < kChunk; ++c) slope[c] = *(const V*)(slopes + c * kSize);
+  int64_t d = 0;
+  for (; d + 4 <= width; d += 4, prototypes += 4 * kChunk) {
+    V sums[4] = {};
+#pragma GCC unroll 24
+    for (int c = 0; c < kChunk; ++c)
+#pragma GCC unroll 4
+      for (int i = 0; i < 4; ++i) sums[i] += prototypes[i * kChunk + c] * slope[c];
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) {
+      V& g = *(V*)(gradient + (d + i) * kSize);
+      g = add ? g + sums[i] : sums[i];
+    }
+  }
+  for (; d < width; ++d, prototypes += kChunk) {
+    V sum{};
+#pragma GCC unroll 24
+    for (int c = 0; c < kChunk; ++c) sum += prototypes[c] * slope[c];
+    V& g = *(V*)(gradient + d * kSize);
+    g = add ? g + sum : sum;
+  }
+}
+
+// Calls function<A, kChunk>(arguments...) for the size of the chunks.
+#define TOCO_FOR_CHUNK(size, function, ...)          \
+  switch (size) {                                    \
+    case 3:                                          \
+      function<A, 3>(__VA_ARGS__);                   \
+      break;                                         \
+    case 6:                                          \
+      function<A, 6>(__VA_ARGS__);                   \
+      break;                                         \
+    case 9:                                          \
+      function<A, 9>(__VA_ARGS__);                   \
+      break;                                         \
+    case 12:                                         \
+      function<A, 12>(__VA_ARGS__);                  \
+      break;                                         \
+    default:                                         \
+      if constexpr (kVectorBytes == 64) switch (size) { \
+          case 15:                                   \
+            function<A, 15>(__VA_ARGS__);            \
+            break;                                   \
+          case 18:                                   \
+            function<A, 18>(__VA_ARGS__);            \
+            break;                                   \
+          case 21:                                   \
+            function<A, 21>(__VA_ARGS__);            \
+            break;                                   \
+          case 24:                                   \
+            function<A, 24>(__VA_ARGS__);            \
+            break;                                   \
+        }                                            \
+  }
+
+// Cosines of a column's pixels with prototypes, over temperature.
 template <typename A>
-TOCO_TARGET void gradient_block(const PackedPrototypes<A>& prototypes, PixelBlock<A>& block, int count, A* to,
-                                int64_t stride) {
+TOCO_TARGET static void score_column(const PackedPrototypes<A>& prototypes, double temperature, Soon<A> soon,
+                                     Column<A>& column) {
+  using V = typename Vector<A>::type;
+  constexpr int kSize = Vector<A>::kSize;
+  measure_column(prototypes.width, temperature, column);
+  for (int64_t c = 0; c < prototypes.rows; c += prototypes.chunk) {
+    const A* chunk = prototypes.data.data + c * prototypes.width;
+    TOCO_FOR_CHUNK(prototypes.chunk, multiply_chunk, chunk, column.x, prototypes.width, soon, column.scores + c * kSize)
+  }
+  const V scale = *(const V*)column.scales;
+  for (int64_t c = 0; c < prototypes.rows; ++c) *(V*)(column.scores + c * kSize) *= scale;
+}
+
+// Σ of -log softmax(scores)[label] over a column's pixels. Its derivatives times `factor` go where slopes are wanted.
+template <typename A>
+TOCO_TARGET static double cross_entropy(const A* scores, int64_t classes, const int32_t* labels,
+                                        const typename Vector<A>::type& factor, A* slopes) {  // (C, lanes)
+  using V = typename Vector<A>::type;
+  constexpr int kSize = Vector<A>::kSize;
+  V top = *(const V*)scores, sum{};
+  for (int64_t c = 1; c < classes; ++c) {
+    const V z = *(const V*)(scores + c * kSize);
+    top = z > top ? z : top;
+  }
+  for (int64_t c = 0; c < classes; ++c) {
+    V e = *(const V*)(scores + c * kSize) - top;
+    exp_nonpositive(e);
+    sum += e;
+    if (slopes) *(V*)(slopes + c * kSize) = e;
+  }
+  const V share = factor / sum;
+  for (int64_t c = 0; slopes && c < classes; ++c) *(V*)(slopes + c * kSize) *= share;
+  double loss = 0, product = 1;
+  for (int l = 0; l < kSize; ++l) {
+    const int32_t label = labels[l];
+    if (label == kNobody) continue;
+    if (label == kWrong) return NAN;
+    loss += double(top[l]) - double(scores[label * kSize + l]);
+    product *= double(sum[l]);  // 16 numbers of classes make a double, and one logarithm is cheaper than 16
+    if (slopes) slopes[label * kSize + l] -= factor[l];
+  }
+  return loss + std::log(product);
+}
+
+// The first `count` numbers of rows of kPixels, to where they lie `stride` apart. Whole cache lines go past the caches:
+// they need not be read before, and nobody reads them soon.
+template <typename A>
+TOCO_TARGET static inline void store_rows(const A* rows, int64_t width, int count, A* to, int64_t stride) {
+#if defined(__x86_64__)
+  if constexpr (kVectorBytes == 64)
+    if (count == kPixels && reinterpret_cast<uintptr_t>(to) % 64 == 0 && stride * sizeof(A) % 64 == 0) {
+      for (int64_t d = 0; d < width; ++d, rows += kPixels, to += stride)
+        for (int p = 0; p < kPixels; p += Vector<A>::kSize)
+          _mm512_stream_si512((__m512i*)(to + p), *(const __m512i*)(rows + p));
+      return;
+    }
+#endif
+  for (int64_t d = 0; d < width; ++d) std::copy_n(rows + d * kPixels, count, to + d * stride);
+}
+
+// The gradient of a column's pixels from slopes by their cosines, which must hold the factor `inverse`: (D, lanes)
+// numbers, their channels kPixels apart. What lies along a pixel is removed as computed, not as theory has it, and twice: where a pixel
+// is its own prototype that is all there is.
+template <typename A>
+TOCO_TARGET static void gradient_column(const PackedPrototypes<A>& prototypes, Column<A>& column, A* to) {
   using V = typename Vector<A>::type;
   constexpr int kSize = Vector<A>::kSize;
   const int64_t width = prototypes.width;
-  multiply_block(prototypes.by_channel.data, block.slopes, prototypes.rows, width, block.gradient);
-  alignas(kVectorBytes) A shares[kPixels] = {};
-  // Twice: what rounding left of it the first time can be all that there is, where pixels are their own prototypes.
-  for (int again = 0; again < 2; ++again)
-    for (int p = 0; p < kPixels; p += kSize) {
-      const V share = *(const V*)(shares + p);
-      V along{};
-      for (int64_t d = 0; d < width;) {
-        V part{};
-        for (const int64_t end = std::min<int64_t>(d + 32, width); d < end; ++d) {
-          V &g = *(V*)(block.gradient + d * kPixels + p), x = *(const V*)(block.x + d * kPixels + p);
-          if (again) g -= share * x;
-          part += g * x;
-        }
-        along += part;
-      }
-      for (int l = 0; l < kSize; ++l)
-        shares[p + l] = block.projects[p + l] != 0 ? along[l] * block.inverse[p + l] * block.inverse[p + l] : A(0);
-    }
-  for (int64_t d = 0; d < width; ++d, to += stride) {
-    const A *g = block.gradient + d * kPixels, *x = block.x + d * kPixels;
-    if (count == kPixels)
-      for (int p = 0; p < kPixels; ++p) to[p] = g[p] - shares[p] * x[p];
-    else
-      for (int p = 0; p < count; ++p) to[p] = g[p] - shares[p] * x[p];
+  for (int64_t c = 0; c < prototypes.rows; c += prototypes.chunk) {
+    const A *chunk = prototypes.data.data + c * width, *slopes = column.slopes + c * kSize;
+    TOCO_FOR_CHUNK(prototypes.chunk, spread_chunk, chunk, slopes, width, c > 0, column.gradient)
   }
+  const V inverse = *(const V*)column.inverse, projects = *(const V*)column.projects;
+  const V square = projects != 0 ? inverse * inverse : V{};
+  V share = dot(column.gradient, column.x, width) * square;
+  for (int64_t d = 0; d < width; ++d) *(V*)(column.gradient + d * kSize) -= share * *(const V*)(column.x + d * kSize);
+  share = dot(column.gradient, column.x, width) * square;
+  for (int64_t d = 0; d < width; ++d)
+    *(V*)(to + d * kPixels) = *(const V*)(column.gradient + d * kSize) - share * *(const V*)(column.x + d * kSize);
+}
+
+// Some pixels of an image, at most kPixels: the sum of their losses, and their gradients times `weight`, where wanted.
+template <typename T, typename A = Accumulate<T>>
+TOCO_TARGET void contrast_pixels(const FeatureMaps<T>& features, const T* from, const int32_t* labels, int count,
+                                 const PackedPrototypes<A>& prototypes, double temperature, A weight, Column<A>& column,
+                                 double* loss, A* grad, int64_t stride) {
+  using V = typename Vector<A>::type;
+  constexpr int kSize = Vector<A>::kSize;
+  constexpr int64_t kBytes = sizeof(T);
+  const int64_t width = prototypes.width;
+  *loss = 0;
+  load_columns(from, features.channel, features.pixel, width, labels, count, column.all);
+  for (int p = 0; p < count; p += kSize) {
+    column.x = column.all + p * width;
+    const Soon<A> soon{(const char*)(from + kPixels), features.channel * kBytes, kSize * kBytes,
+                       uint64_t(p / kSize * width)};
+    score_column(prototypes, temperature, soon, column);
+    V factor = *(const V*)column.scales * weight;
+    for (int l = 0; l < kSize; ++l)
+      if (labels[p + l] < 0) factor[l] = labels[p + l] == kWrong ? A(NAN) : A(0);
+    *loss += cross_entropy(column.scores, prototypes.rows, labels + p, factor, grad ? column.slopes : nullptr);
+    if (grad) gradient_column(prototypes, column, column.rows + p);
+  }
+  if (grad) store_rows(column.rows, width, count, grad, stride);
 }

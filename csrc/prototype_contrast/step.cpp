@@ -1,9 +1,10 @@
-#include <limits>
-#include <numeric>
 #include <vector>
 
-#include "common/huge_pages.h"
-#include "prototype_contrast/blocks.h"
+#include "prototype_contrast/columns.h"
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
 
 #define TOCO_PER_ISA "prototype_contrast/mining.h"
 #include "common/for_each_isa.h"
@@ -51,14 +52,14 @@ void pixel_prototype_contrast_cpu(const View<A>* views, int64_t classes, double 
   const int64_t blocks = (s.pixels + kPixels - 1) / kPixels, count = s.batch * s.pixels;
   const int64_t plane = s.batch * classes * s.pixels;
   const Ranks ranks(classes);
-  std::vector<double> losses(2 * 2 * s.batch * blocks);  // by view, term, block
+  std::vector<double> losses(2 * 2 * s.batch * blocks);  // by term, view, block
   std::vector<A> mined(2 * count), positives(2 * count);
-  const int64_t size = PixelBlock<A>::size(2 * classes, s.width);
+  const int64_t size = Column<A>::size(packed[0]);
   const Buffer<A> memory(parallel.threads * size);
   const A weight = A(0.5 / double(std::max<int64_t>(count, 1)) / temperature), half = A(0.5 / temperature);
   const int64_t work = kPixels * (s.width + classes) * 2 * classes;
   parallel.loop(2 * s.batch * blocks, grain_for(work), [&](int64_t begin, int64_t end, int thread) {
-    PixelBlock<A> block(memory.data + thread * size, 2 * classes, s.width);
+    Column<A> column(memory.data + thread * size, packed[0]);
     for (int64_t i = begin; i < end; ++i) {
       const int64_t v = i / (s.batch * blocks), b = i / blocks % s.batch, first = i % blocks * kPixels;
       const int here = int(std::min<int64_t>(kPixels, s.pixels - first));
@@ -68,28 +69,14 @@ void pixel_prototype_contrast_cpu(const View<A>* views, int64_t classes, double 
           const int64_t label = p < here ? views[of ? 1 - v : v].labels[b * s.pixels + first + p] : 0;
           labels[of][p] = p >= here ? kNobody : label < 0 || label >= classes ? kWrong : int32_t(label);
         }
+      PixelTerms<A> found;
       const FeatureMaps<A>& features = views[v].features;
-      CALL_BEST_ISA(load_pixels, features.at(b, first), features.channel, features.pixel, s.width, labels[0], here,
-                    block.x);
-      CALL_BEST_ISA(score_block, packed[v], A(temperature), block);
-      alignas(64) A factors[kPixels], own[kPixels], similar[kPixels];
-      std::fill_n(factors, kPixels, weight);
-      const auto store = [&](int term) {
-        for (int64_t c = 0; c < classes; ++c)
-          std::copy_n(block.slopes + c * kPixels, here,
-                      views[v].slopes + term * plane + (b * classes + c) * s.pixels + first);
-      };
-      CALL_BEST_ISA(cross_entropy, block.scores + classes * kPixels, classes, labels[0], factors,
-                    &losses[i], block.slopes);
-      store(0);
-      CALL_BEST_ISA(cross_entropy, block.scores, classes, labels[1], factors,
-                    &losses[2 * s.batch * blocks + i], block.slopes);
-      store(1);
-      CALL_BEST_ISA(contrast_semi_hard, block.scores, classes, labels[0], ranks.first, ranks.last, half, own,
-                    similar, block.slopes);
-      store(2);
-      std::copy_n(own, here, mined.data() + v * count + b * s.pixels + first);
-      std::copy_n(similar, here, positives.data() + v * count + b * s.pixels + first);
+      CALL_BEST_ISA(contrast_views, features, features.at(b, first), labels, here, packed[v], temperature, weight,
+                    half, ranks.first, ranks.last, column, &found, views[v].slopes + b * classes * s.pixels + first,
+                    plane, s.pixels);
+      for (int t : {0, 1}) losses[t * 2 * s.batch * blocks + i] = found.losses[t];
+      std::copy_n(found.mined, here, mined.data() + v * count + b * s.pixels + first);
+      std::copy_n(found.positives, here, positives.data() + v * count + b * s.pixels + first);
     }
   });
 
@@ -119,30 +106,19 @@ void pixel_prototype_contrast_backward_cpu(const A* grad, const View<A>* views, 
   const A* sets[3] = {views[0].prototypes, views[1].prototypes, views[0].prototypes};
   const PackedPrototypes<A> packed[2] = {{sets, 2, classes, s.width}, {sets + 1, 2, classes, s.width}};
   const int64_t blocks = (s.pixels + kPixels - 1) / kPixels, plane = s.batch * classes * s.pixels;
-  const int64_t size = PixelBlock<A>::size(2 * classes, s.width);
+  const int64_t size = Column<A>::size(packed[0]);
   const Buffer<A> memory(parallel.threads * size);
-  const int64_t work = kPixels * s.width * 2 * classes;
-  parallel.loop(2 * s.batch * blocks, grain_for(work), [&](int64_t begin, int64_t end, int thread) {
-    PixelBlock<A> block(memory.data + thread * size, 2 * classes, s.width);
+  const int32_t labels[kPixels] = {};  // everybody takes part
+  parallel.loop(2 * s.batch * blocks, grain_for(2 * kPixels * s.width * classes), [&](int64_t begin, int64_t end,
+                                                                                     int thread) {
+    Column<A> column(memory.data + thread * size, packed[0]);
     for (int64_t i = begin; i < end; ++i) {
       const int64_t v = i / (s.batch * blocks), b = i / blocks % s.batch, first = i % blocks * kPixels;
       const int here = int(std::min<int64_t>(kPixels, s.pixels - first));
-      const int32_t labels[kPixels] = {};
       const FeatureMaps<A>& features = views[v].features;
-      CALL_BEST_ISA(load_pixels, features.at(b, first), features.channel, features.pixel, s.width, labels, here,
-                    block.x);
-      CALL_BEST_ISA(measure_pixels, s.width, block);
-      for (int64_t c = 0; c < classes; ++c) {
-        const A* from = views[v].slopes + (b * classes + c) * s.pixels + first;
-        A *own = block.slopes + c * kPixels, *others = own + classes * kPixels;
-        for (int p = 0; p < here; ++p) {
-          own[p] = (grad[1] * from[plane + p] + grad[2] * from[2 * plane + p]) * block.inverse[p];
-          others[p] = grad[0] * from[p] * block.inverse[p];
-        }
-        for (int p = here; p < kPixels; ++p) own[p] = others[p] = 0;
-      }
-      A* to = (v ? grad_other : grad_features) + b * s.width * s.pixels + first;
-      CALL_BEST_ISA(gradient_block, packed[v], block, here, to, s.pixels);
+      CALL_BEST_ISA(contrast_views_backward, grad, features, features.at(b, first), labels, here, packed[v],
+                    views[v].slopes + b * classes * s.pixels + first, plane, column,
+                    (v ? grad_other : grad_features) + b * s.width * s.pixels + first, s.pixels);
     }
   });
 }

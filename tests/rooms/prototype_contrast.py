@@ -328,5 +328,6 @@ PIXEL_PROTOTYPE_CONTRAST = Room(
     differentiable=("features", "other_features"),
     terms=380 * 81,
     magnitude=10.0,
+    is_derivative=False,  # prototypes are made of the features, and are constants
     nan_free=("image_labels", "draws", "cams", "other_cams"),  # whose first element nobody reads
 )
