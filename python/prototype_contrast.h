@@ -2,6 +2,7 @@
 #pragma once
 #include <optional>
 #include <tuple>
+#include <vector>
 
 #include "common.h"
 #include "prototype_contrast/prototype_contrast.h"
@@ -176,6 +177,41 @@ std::tuple<Tensor, Tensor> pixel_prototype_contrast_backward_on(const Tensor& gr
     launch(data<A>(g), both, views.classes, mutable_data<A>(first), mutable_data<A>(second), s);
   });
   return {first, second};
+}
+
+inline void check_size(const std::vector<int64_t>& size) {
+  STD_TORCH_CHECK(size.size() == 2 && size[0] >= 0 && size[1] >= 0, "size must be two numbers");
+}
+
+// launch(maps, resized, shape)
+template <typename Launch>
+Tensor resize_corners_on(const Tensor& maps, const std::vector<int64_t>& size, Launch launch) {
+  check_size(size);
+  STD_TORCH_CHECK(maps.dim() == 4, "maps must have 4 dimensions");
+  const ResizeShape s{maps.size(0), maps.size(1), maps.size(2), maps.size(3), size[0], size[1]};
+  STD_TORCH_CHECK(s.height > 0 && s.width > 0, "maps must have pixels");
+  Tensor resized = empty(maps, {s.batch, s.channels, size[0], size[1]}, accumulate_type(maps.scalar_type()));
+  dispatch_floating(maps.scalar_type(), "maps", [&](auto zero) {
+    using T = decltype(zero);
+    const PlaneMaps<T> planes{data<T>(maps), maps.stride(0), maps.stride(1), maps.stride(2), maps.stride(3)};
+    launch(planes, mutable_data<Accumulate<T>>(resized), s);
+  });
+  return resized;
+}
+
+// launch(grad, grad_maps, shape)
+template <typename Launch>
+Tensor resize_corners_backward_on(const Tensor& grad, const std::vector<int64_t>& size, Launch launch) {
+  check_size(size);
+  STD_TORCH_CHECK(grad.dim() == 4 && size[0] > 0 && size[1] > 0, "grad must have 4 dimensions, and maps pixels");
+  const ResizeShape s{grad.size(0), grad.size(1), size[0], size[1], grad.size(2), grad.size(3)};
+  const Tensor g = dense(grad);
+  Tensor grad_maps = empty(grad, {s.batch, s.channels, size[0], size[1]}, grad.scalar_type());
+  dispatch_accumulate(grad, [&](auto zero) {
+    using A = decltype(zero);
+    launch(data<A>(g), mutable_data<A>(grad_maps), s);
+  });
+  return grad_maps;
 }
 
 }  // namespace toco

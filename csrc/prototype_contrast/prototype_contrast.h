@@ -63,4 +63,25 @@ void pixel_prototype_contrast_backward_cpu(const A* grad,         // (3)
                                            A* grad_other,         // (B, D, P)
                                            PixelShape shape, const Parallel& parallel);
 
+struct ResizeShape {
+  int64_t batch, channels, height, width, out_height, out_width;
+};
+
+// Maps of any layout; these are strides.
+template <typename T>
+struct PlaneMaps {
+  const T* data;  // (B, D, H, W)
+  int64_t image, channel, row, column;
+};
+
+template <typename T>
+void resize_corners_cpu(PlaneMaps<T> maps,       // (B, D, H, W)
+                        Accumulate<T>* resized,  // (B, D, h, w)
+                        ResizeShape shape, const Parallel& parallel);
+
+template <typename A>
+void resize_corners_backward_cpu(const A* grad,  // (B, D, h, w)
+                                 A* grad_maps,   // (B, D, H, W)
+                                 ResizeShape shape, const Parallel& parallel);
+
 }  // namespace toco

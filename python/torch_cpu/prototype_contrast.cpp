@@ -42,11 +42,25 @@ std::tuple<Tensor, Tensor> pixel_prototype_contrast_backward(const Tensor& grad,
       });
 }
 
+Tensor resize_corners(const Tensor& maps, std::vector<int64_t> size) {
+  return resize_corners_on(maps, size, [&](auto planes, auto* resized, ResizeShape shape) {
+    resize_corners_cpu(planes, resized, shape, torch_threads());
+  });
+}
+
+Tensor resize_corners_backward(const Tensor& grad, std::vector<int64_t> size) {
+  return resize_corners_backward_on(grad, size, [&](auto* g, auto* grad_maps, ResizeShape shape) {
+    resize_corners_backward_cpu(g, grad_maps, shape, torch_threads());
+  });
+}
+
 STABLE_TORCH_LIBRARY_IMPL(toco_kernels, CPU, m) {
   m.impl("prototype_contrast", TORCH_BOX(&prototype_contrast));
   m.impl("prototype_candidates", TORCH_BOX(&prototype_candidates));
   m.impl("pixel_prototype_contrast", TORCH_BOX(&pixel_prototype_contrast));
   m.impl("pixel_prototype_contrast_backward", TORCH_BOX(&pixel_prototype_contrast_backward));
+  m.impl("resize_corners", TORCH_BOX(&resize_corners));
+  m.impl("resize_corners_backward", TORCH_BOX(&resize_corners_backward));
 }
 
 }  // namespace toco

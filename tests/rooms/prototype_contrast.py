@@ -266,6 +266,8 @@ def step_operators(i):
     return [
         (OPERATORS.pixel_prototype_contrast.default, arguments),
         (OPERATORS.pixel_prototype_contrast_backward.default, (terms, x, y, *prototypes, slopes)),
+        (OPERATORS.resize_corners.default, (i["features"], [5, 4])),
+        (OPERATORS.resize_corners_backward.default, (i["other_features"], [7, 5])),
     ]
 
 

@@ -159,3 +159,11 @@ def cosines(
     """Of each pixel with the prototypes of its own view, and with those of the other view."""
     unit = unit_vectors(pixels(features))
     return unit @ own.T, unit @ others.T
+
+
+def resize_corners(
+    maps: Tensor,  # (B, D, H, W)
+    size: list[int],
+) -> Tensor:  # (B, D, h, w)
+    """Bilinear, with aligned corners."""
+    return F.interpolate(maps, size=tuple(size), mode="bilinear", align_corners=True)

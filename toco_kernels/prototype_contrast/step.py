@@ -1,7 +1,6 @@
 """pixel_prototype_contrast: what PPC adds to a training step, in one call."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from .._library import accumulate_dtype, define, differentiate, no_second_derivative, refuse_forward_ad
@@ -86,6 +85,50 @@ _backward = define(
         other_features.new_empty(other_features.shape),
     ),
 )
+
+
+def _resize_backward_fallback(grad: Tensor, size: list[int]) -> Tensor:
+    """Resizing is linear, so its gradient is the same at any maps of the right shape."""
+    maps = grad.new_zeros(*grad.shape[:2], *size)
+    return differentiate(lambda maps: reference.resize_corners(maps, grad.shape[2:]), maps, grad)[1]
+
+
+_resize = define(
+    "resize_corners(Tensor maps, SymInt[] size) -> Tensor",
+    room="prototype_contrast",
+    reference=lambda maps, size: reference.resize_corners(maps.to(accumulate_dtype(maps.dtype)), size).clone(),
+    fake=lambda maps, size: maps.new_empty(*maps.shape[:2], *size, dtype=accumulate_dtype(maps.dtype)),
+)
+_resize_backward = define(
+    "resize_corners_backward(Tensor grad, SymInt[] size) -> Tensor",
+    room="prototype_contrast",
+    reference=_resize_backward_fallback,
+    fake=lambda grad, size: grad.new_empty(*grad.shape[:2], *size),
+)
+
+
+class _Resize(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, maps: Tensor, size: list[int]) -> Tensor:
+        ctx.dtype, ctx.size, ctx.resized = maps.dtype, maps.shape[2:], size
+        return _resize(maps, size)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        if torch.is_grad_enabled():  # create_graph=True: linear, so its derivative is itself
+            return _ResizeBackward.apply(grad, ctx.size, ctx.resized).to(ctx.dtype), None
+        return _resize_backward(grad, ctx.size).to(ctx.dtype), None
+
+
+class _ResizeBackward(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, grad: Tensor, size: list[int], resized: list[int]) -> Tensor:
+        ctx.resized = resized
+        return _resize_backward(grad, size)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        return _Resize.apply(grad, ctx.resized), None, None
 
 
 class _Terms(torch.autograd.Function):
@@ -261,11 +304,11 @@ def contrast_where_drawn(
 
     dtype = accumulate_dtype(features.dtype)
     with torch.autocast(features.device.type, enabled=False):
-        features, other_features = _resized(features.to(dtype), size).flatten(2), other_features.to(dtype).flatten(2)
+        features, other_features = _resized(features, size).flatten(2), other_features.to(dtype).flatten(2)
         with torch.no_grad():
             found = [
                 _labels_and_prototypes(maps, x, image_labels, background_score, k, published)
-                for maps, x in ((_resized(cams.to(dtype), size), features), (other_cams.to(dtype), other_features))
+                for maps, x in ((_resized(cams, size).to(dtype), features), (other_cams.to(dtype), other_features))
             ]
         (labels, prototypes), (other_labels, other_prototypes) = found
         terms = _Terms.apply(
@@ -282,10 +325,10 @@ def contrast_where_drawn(
         return {"loss": weighted[0] + weighted[1] + weighted[2]} | dict(zip(TERMS, weighted, strict=True))
 
 
-def _resized(maps: Tensor, size: list[int]) -> Tensor:  # (B, D, H, W) -> (B, D, h, w)
+def _resized(maps: Tensor, size: list[int]) -> Tensor:  # (B, D, H, W) -> (B, D, h, w) in the dtype of sums
     if [*maps.shape[2:]] == [*size]:
-        return maps
-    return F.interpolate(maps, size=size, mode="bilinear", align_corners=True)
+        return maps.to(accumulate_dtype(maps.dtype))
+    return _Resize.apply(maps, size)
 
 
 def _labels_and_prototypes(
