@@ -39,7 +39,8 @@ std::tuple<Tensor, Tensor> prototype_contrast_on(const Tensor& features, const T
   const Tensor l = dense(labels), p = dense(prototypes);
   const ScalarType type = accumulate_type(features.scalar_type());
   Tensor loss = empty(features, {}, type);
-  Tensor grad = with_grad ? empty(features, {shape.batch, shape.width, shape.pixels}, type) : empty(features, {0}, type);
+  Tensor grad =
+      with_grad ? empty(features, {shape.batch, shape.width, shape.pixels}, type) : empty(features, {0}, type);
   dispatch_floating(features.scalar_type(), "features", [&](auto zero) {
     using T = decltype(zero);
     using A = Accumulate<T>;
@@ -107,9 +108,7 @@ struct CheckedViews {
 
   template <typename A>
   View<A> view(int v, bool with_labels) const {
-    return {features_of<A>(features[v]),
-            with_labels ? data<int64_t>(labels[v]) : nullptr,
-            data<A>(prototypes[v]),
+    return {features_of<A>(features[v]), with_labels ? data<int64_t>(labels[v]) : nullptr, data<A>(prototypes[v]),
             with_labels ? data<A>(draws) + v * shape.batch * shape.pixels : nullptr,
             mutable_data<A>(slopes) + v * 3 * shape.batch * classes * shape.pixels};
   }

@@ -108,7 +108,7 @@ def test_a_pixel_of_zeros_has_no_gradient(device):
 
 @pytest.mark.parametrize("power", [-60, 60])
 def test_lengths_far_from_one(power, device):
-    """Squares of such float32 numbers are no numbers; cosines do not depend on lengths, which are powers of two here."""
+    """Squares of such float32 numbers are no numbers; cosines do not depend on lengths, which are powers of two."""
     needs_kernel(PROTOTYPE_CONTRAST, device)
     inputs = {name: x.to(device) for name, x in to_dtype(contrast_inputs(), torch.float32).items()}
     # 2^-60 is above 1e-12 in squares only in double, and below in length: only the long ones keep their directions

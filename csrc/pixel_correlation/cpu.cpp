@@ -185,11 +185,11 @@ void pixel_correlation_backward_cpu(const Accumulate<T>* grad, FeatureMaps<T> fe
   }
 }
 
-#define INSTANTIATE(T)                                                                                             \
-  template void pixel_correlation_cpu<T>(FeatureMaps<T>, const T*, Accumulate<T>*, Accumulate<T>*, uint32_t*,      \
-                                         CorrelationShape, const Parallel&);                                       \
-  template void pixel_correlation_backward_cpu<T>(const Accumulate<T>*, FeatureMaps<T>, const T*,                  \
-                                                  const Accumulate<T>*, const Accumulate<T>*, const uint32_t*,     \
+#define INSTANTIATE(T)                                                                                         \
+  template void pixel_correlation_cpu<T>(FeatureMaps<T>, const T*, Accumulate<T>*, Accumulate<T>*, uint32_t*,  \
+                                         CorrelationShape, const Parallel&);                                   \
+  template void pixel_correlation_backward_cpu<T>(const Accumulate<T>*, FeatureMaps<T>, const T*,              \
+                                                  const Accumulate<T>*, const Accumulate<T>*, const uint32_t*, \
                                                   Accumulate<T>*, CorrelationShape, const Parallel&);
 INSTANTIATE(float)
 INSTANTIATE(double)

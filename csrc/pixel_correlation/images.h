@@ -23,10 +23,10 @@ struct CorrelationImage {
   uint32_t* signs;  // (N, words); null when not wanted
 
   // Of the backward: the derivative by the cosine of i and j is <left[i], right[j]> where that is positive.
-  A *left, *right;              // (N / 32, 2 (C + 1), 32)
-  A* by_pixel;                  // (D / 32, N, 32), the same as panels
+  A *left, *right;             // (N / 32, 2 (C + 1), 32)
+  A* by_pixel;                 // (D / 32, N, 32), the same as panels
   const uint32_t* kept_signs;  // (N, words)
-  A* grad;                      // (D, N)
+  A* grad;                     // (D, N)
 
   int64_t blocks() const { return (pixels + 32 * kBlockPanels - 1) / (32 * kBlockPanels); }
   int64_t padded() const { return blocks() * 32 * kBlockPanels; }

@@ -90,7 +90,7 @@ TOCO_TARGET static inline void keep_marked(A* x, uint32_t bits) {  // (kPanel)
 // The gradient of the features of one block of pixels.
 template <typename A>
 TOCO_TARGET void correlation_gradient(const CorrelationImage<A>& image, int64_t block,
-                                      A* sums) {  // (padded D, kPanel)
+                                      A* sums) {   // (padded D, kPanel)
   alignas(64) A slopes[kBlockPanels * kTileSize];  // (j, i)
   const int64_t words = image.words(), terms = 2 * (image.classes + 1), width = image.width;
   for (int64_t p = block * kBlockPanels; p < (block + 1) * kBlockPanels && p < words; ++p) {

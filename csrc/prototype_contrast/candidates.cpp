@@ -65,8 +65,8 @@ void prototype_candidates_cpu(FeatureMaps<T> features, const Accumulate<T>* cams
   });
 }
 
-#define INSTANTIATE(T)                                                                                           \
-  template void prototype_candidates_cpu<T>(FeatureMaps<T>, const Accumulate<T>*, const Flags*, int64_t, int64_t,   \
+#define INSTANTIATE(T)                                                                                            \
+  template void prototype_candidates_cpu<T>(FeatureMaps<T>, const Accumulate<T>*, const Flags*, int64_t, int64_t, \
                                             Accumulate<T>*, Accumulate<T>*, PixelShape, const Parallel&);
 INSTANTIATE(float)
 INSTANTIATE(double)

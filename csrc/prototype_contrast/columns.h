@@ -13,8 +13,8 @@ constexpr int kPixels = 64;      // of an image, that one task takes; a whole nu
 constexpr int32_t kNobody = -1;  // the label of pixels that take no part
 constexpr int32_t kWrong = -2;   // of those with a label that no class has
 
-// Sets of prototypes, one behind the other, in chunks of as many classes as there are registers for sums. The last chunk
-// is filled up with zeros.
+// Sets of prototypes, one behind the other, in chunks of as many classes as there are registers for sums. The last
+// chunk is filled up with zeros.
 template <typename A>
 struct PackedPrototypes {
   static constexpr int64_t kStep = 3;  // a chunk's size is a multiple of this: 21 classes are one chunk of 21

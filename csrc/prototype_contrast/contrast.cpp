@@ -53,8 +53,8 @@ void prototype_contrast_cpu(FeatureMaps<T> features, const int64_t* labels, cons
   *loss = A(total * weight);
 }
 
-#define INSTANTIATE(T)                                                                                             \
-  template void prototype_contrast_cpu<T>(FeatureMaps<T>, const int64_t*, const Accumulate<T>*, int64_t, double,      \
+#define INSTANTIATE(T)                                                                                           \
+  template void prototype_contrast_cpu<T>(FeatureMaps<T>, const int64_t*, const Accumulate<T>*, int64_t, double, \
                                           int64_t, Accumulate<T>*, Accumulate<T>*, PixelShape, const Parallel&);
 INSTANTIATE(float)
 INSTANTIATE(double)

@@ -2,8 +2,9 @@
 
 #include "prototype_contrast/rows.h"
 
-// The losses of a column's pixels against the prototypes whose scores have the ranks `first` to `last`, their similarity
-// to that of their label, and the derivatives of the losses times `factor`. Of equal scores the lowest class ranks first.
+// The losses of a column's pixels against the prototypes whose scores have the ranks `first` to `last`, their
+// similarity to that of their label, and the derivatives of the losses times `factor`. Of equal scores the lowest class
+// ranks first.
 template <typename A>
 TOCO_TARGET static void contrast_semi_hard(const A* scores, int64_t classes, const int32_t* labels, int64_t first,
                                            int64_t last, A factor, A* losses, A* positives,
@@ -66,8 +67,8 @@ TOCO_TARGET void contrast_views(const FeatureMaps<A>& features, const A* from, c
     store(0);
     terms->losses[1] += cross_entropy(column.scores, classes, labels[1] + p, V{} + weight, column.slopes);
     store(1);
-    contrast_semi_hard(column.scores, classes, labels[0] + p, first, last, half, terms->mined + p,
-                       terms->positives + p, column.slopes);
+    contrast_semi_hard(column.scores, classes, labels[0] + p, first, last, half, terms->mined + p, terms->positives + p,
+                       column.slopes);
     store(2);
   }
 }

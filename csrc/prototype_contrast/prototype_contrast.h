@@ -16,7 +16,7 @@ struct PixelShape {
 constexpr double kShortest = 1e-12;  // a norm below this counts as this
 
 template <typename T>
-void prototype_contrast_cpu(FeatureMaps<T> features,             // (B, D, P)
+void prototype_contrast_cpu(FeatureMaps<T> features,          // (B, D, P)
                             const int64_t* labels,            // (B, P)
                             const Accumulate<T>* prototypes,  // (C, D)
                             int64_t classes,                  // C
@@ -29,7 +29,7 @@ void prototype_contrast_cpu(FeatureMaps<T> features,             // (B, D, P)
 // The `kept` pixels with the largest scores of each class, best first; of equal ones, the lowest pixel of the lowest
 // image. Where there are fewer, scores of -inf and zero vectors follow.
 template <typename T>
-void prototype_candidates_cpu(FeatureMaps<T> features,       // (B, D, P)
+void prototype_candidates_cpu(FeatureMaps<T> features,    // (B, D, P)
                               const Accumulate<T>* cams,  // (B, C, P)
                               const Flags* present,       // (B, C): whose pixels count; null: all
                               int64_t classes,            // C
@@ -41,11 +41,11 @@ void prototype_candidates_cpu(FeatureMaps<T> features,       // (B, D, P)
 // One of the two views of pixel_prototype_contrast.
 template <typename A>
 struct View {
-  FeatureMaps<A> features;   // (B, D, P)
-  const int64_t* labels;  // (B, P)
-  const A* prototypes;    // (C, D)
-  const A* draws;         // (B, P)
-  A* slopes;              // (3, B, C, P): derivatives of the three terms by cosines
+  FeatureMaps<A> features;  // (B, D, P)
+  const int64_t* labels;    // (B, P)
+  const A* prototypes;      // (C, D)
+  const A* draws;           // (B, P)
+  A* slopes;                // (3, B, C, P): derivatives of the three terms by cosines
 };
 
 template <typename A>

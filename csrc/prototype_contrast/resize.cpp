@@ -1,5 +1,5 @@
-// Bilinear resizing with aligned corners, as torch.nn.functional.interpolate does it. Of a map that becomes smaller only
-// what counts is read: 1 pixel of 3 from 56 × 56 to 16 × 16.
+// Bilinear resizing with aligned corners, as torch.nn.functional.interpolate does it. Of a map that becomes smaller
+// only what counts is read: 1 pixel of 3 from 56 × 56 to 16 × 16.
 #include <algorithm>
 #include <vector>
 
@@ -74,8 +74,7 @@ void resize_corners_backward_cpu(const A* grad, A* grad_maps, ResizeShape s, con
   });
 }
 
-#define INSTANTIATE(T) \
-  template void resize_corners_cpu<T>(PlaneMaps<T>, Accumulate<T>*, ResizeShape, const Parallel&);
+#define INSTANTIATE(T) template void resize_corners_cpu<T>(PlaneMaps<T>, Accumulate<T>*, ResizeShape, const Parallel&);
 INSTANTIATE(float)
 INSTANTIATE(double)
 INSTANTIATE(Half)

@@ -6,8 +6,8 @@
 
 constexpr int64_t kPartial = 32;  // channels that are added up at a time: one long sum would round more
 
-// Pixels of an image as columns, one behind the other; those without a label, and those beyond `count`, are zero: they are
-// never looked at. Channels are pages apart, so as much is taken of each as a task needs.
+// Pixels of an image as columns, one behind the other; those without a label, and those beyond `count`, are zero: they
+// are never looked at. Channels are pages apart, so as much is taken of each as a task needs.
 template <typename T, typename A = Accumulate<T>>
 TOCO_TARGET static inline void load_columns(const T* from, int64_t channel, int64_t pixel, int64_t width,
                                             const int32_t* labels, int count, A* x) {  // (kPixels / lanes, D, lanes)
@@ -24,8 +24,9 @@ TOCO_TARGET static inline void load_columns(const T* from, int64_t channel, int6
       }
       alignas(kVectorBytes) A values[kSize];  // of their own, so that conversions need not fear to overwrite `from`
       for (int l = 0; l < kSize; ++l)
-        values[l] = whole ? A(from[p + l])
-                    : p + l < count && labels[p + l] != kNobody ? A(from[(p + l) * pixel]) : A(0);
+        values[l] = whole                                       ? A(from[p + l])
+                    : p + l < count && labels[p + l] != kNobody ? A(from[(p + l) * pixel])
+                                                                : A(0);
       *(V*)to = *(const V*)values;
     }
 }
@@ -65,7 +66,8 @@ TOCO_TARGET static inline void measure_column(int64_t width, double temperature,
   }
 }
 
-// Memory that will be needed soon: kPieces of each channel, of which those from `first` on are this column's to ask for.
+// Memory that will be needed soon: kPieces of each channel, of which those from `first` on are this column's to ask
+// for.
 template <typename A>
 struct Soon {
   static constexpr uint64_t kPieces = kPixels / Vector<A>::kSize;
@@ -131,35 +133,35 @@ TOCO_TARGET static void spread_chunk(const A* prototypes, const A* slopes, int64
 }
 
 // Calls function<A, kChunk>(arguments...) for the size of the chunks.
-#define TOCO_FOR_CHUNK(size, function, ...)          \
-  switch (size) {                                    \
-    case 3:                                          \
-      function<A, 3>(__VA_ARGS__);                   \
-      break;                                         \
-    case 6:                                          \
-      function<A, 6>(__VA_ARGS__);                   \
-      break;                                         \
-    case 9:                                          \
-      function<A, 9>(__VA_ARGS__);                   \
-      break;                                         \
-    case 12:                                         \
-      function<A, 12>(__VA_ARGS__);                  \
-      break;                                         \
-    default:                                         \
+#define TOCO_FOR_CHUNK(size, function, ...)             \
+  switch (size) {                                       \
+    case 3:                                             \
+      function<A, 3>(__VA_ARGS__);                      \
+      break;                                            \
+    case 6:                                             \
+      function<A, 6>(__VA_ARGS__);                      \
+      break;                                            \
+    case 9:                                             \
+      function<A, 9>(__VA_ARGS__);                      \
+      break;                                            \
+    case 12:                                            \
+      function<A, 12>(__VA_ARGS__);                     \
+      break;                                            \
+    default:                                            \
       if constexpr (kVectorBytes == 64) switch (size) { \
-          case 15:                                   \
-            function<A, 15>(__VA_ARGS__);            \
-            break;                                   \
-          case 18:                                   \
-            function<A, 18>(__VA_ARGS__);            \
-            break;                                   \
-          case 21:                                   \
-            function<A, 21>(__VA_ARGS__);            \
-            break;                                   \
-          case 24:                                   \
-            function<A, 24>(__VA_ARGS__);            \
-            break;                                   \
-        }                                            \
+          case 15:                                      \
+            function<A, 15>(__VA_ARGS__);               \
+            break;                                      \
+          case 18:                                      \
+            function<A, 18>(__VA_ARGS__);               \
+            break;                                      \
+          case 21:                                      \
+            function<A, 21>(__VA_ARGS__);               \
+            break;                                      \
+          case 24:                                      \
+            function<A, 24>(__VA_ARGS__);               \
+            break;                                      \
+        }                                               \
   }
 
 // Cosines of a column's pixels with prototypes, over temperature.
@@ -225,8 +227,8 @@ TOCO_TARGET static inline void store_rows(const A* rows, int64_t width, int coun
 }
 
 // The gradient of a column's pixels from slopes by their cosines, which must hold the factor `inverse`: (D, lanes)
-// numbers, their channels kPixels apart. What lies along a pixel is removed as computed, not as theory has it, and twice: where a pixel
-// is its own prototype that is all there is.
+// numbers, their channels kPixels apart. What lies along a pixel is removed as computed, not as theory has it, and
+// twice: where a pixel is its own prototype that is all there is.
 template <typename A>
 TOCO_TARGET static void gradient_column(const PackedPrototypes<A>& prototypes, Column<A>& column, A* to) {
   using V = typename Vector<A>::type;

@@ -71,9 +71,9 @@ void pixel_prototype_contrast_cpu(const View<A>* views, int64_t classes, double 
         }
       PixelTerms<A> found;
       const FeatureMaps<A>& features = views[v].features;
-      CALL_BEST_ISA(contrast_views, features, features.at(b, first), labels, here, packed[v], temperature, weight,
-                    half, ranks.first, ranks.last, column, &found, views[v].slopes + b * classes * s.pixels + first,
-                    plane, s.pixels);
+      CALL_BEST_ISA(contrast_views, features, features.at(b, first), labels, here, packed[v], temperature, weight, half,
+                    ranks.first, ranks.last, column, &found, views[v].slopes + b * classes * s.pixels + first, plane,
+                    s.pixels);
       for (int t : {0, 1}) losses[t * 2 * s.batch * blocks + i] = found.losses[t];
       std::copy_n(found.mined, here, mined.data() + v * count + b * s.pixels + first);
       std::copy_n(found.positives, here, positives.data() + v * count + b * s.pixels + first);
@@ -109,24 +109,23 @@ void pixel_prototype_contrast_backward_cpu(const A* grad, const View<A>* views, 
   const int64_t size = Column<A>::size(packed[0]);
   const Buffer<A> memory(parallel.threads * size);
   const int32_t labels[kPixels] = {};  // everybody takes part
-  parallel.loop(2 * s.batch * blocks, grain_for(2 * kPixels * s.width * classes), [&](int64_t begin, int64_t end,
-                                                                                     int thread) {
-    Column<A> column(memory.data + thread * size, packed[0]);
-    for (int64_t i = begin; i < end; ++i) {
-      const int64_t v = i / (s.batch * blocks), b = i / blocks % s.batch, first = i % blocks * kPixels;
-      const int here = int(std::min<int64_t>(kPixels, s.pixels - first));
-      const FeatureMaps<A>& features = views[v].features;
-      CALL_BEST_ISA(contrast_views_backward, grad, features, features.at(b, first), labels, here, packed[v],
-                    views[v].slopes + b * classes * s.pixels + first, plane, column,
-                    (v ? grad_other : grad_features) + b * s.width * s.pixels + first, s.pixels);
-    }
-  });
+  parallel.loop(2 * s.batch * blocks, grain_for(2 * kPixels * s.width * classes),
+                [&](int64_t begin, int64_t end, int thread) {
+                  Column<A> column(memory.data + thread * size, packed[0]);
+                  for (int64_t i = begin; i < end; ++i) {
+                    const int64_t v = i / (s.batch * blocks), b = i / blocks % s.batch, first = i % blocks * kPixels;
+                    const int here = int(std::min<int64_t>(kPixels, s.pixels - first));
+                    const FeatureMaps<A>& features = views[v].features;
+                    CALL_BEST_ISA(contrast_views_backward, grad, features, features.at(b, first), labels, here,
+                                  packed[v], views[v].slopes + b * classes * s.pixels + first, plane, column,
+                                  (v ? grad_other : grad_features) + b * s.width * s.pixels + first, s.pixels);
+                  }
+                });
 }
 
-#define INSTANTIATE(A)                                                                                      \
-  template void pixel_prototype_contrast_cpu<A>(const View<A>*, int64_t, double, A*, PixelShape,            \
-                                                const Parallel&);                                           \
-  template void pixel_prototype_contrast_backward_cpu<A>(const A*, const View<A>*, int64_t, A*, A*, PixelShape, \
+#define INSTANTIATE(A)                                                                                             \
+  template void pixel_prototype_contrast_cpu<A>(const View<A>*, int64_t, double, A*, PixelShape, const Parallel&); \
+  template void pixel_prototype_contrast_backward_cpu<A>(const A*, const View<A>*, int64_t, A*, A*, PixelShape,    \
                                                          const Parallel&);
 INSTANTIATE(float)
 INSTANTIATE(double)

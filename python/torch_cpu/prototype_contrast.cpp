@@ -4,32 +4,31 @@ namespace toco {
 
 std::tuple<Tensor, Tensor> prototype_contrast(const Tensor& features, const Tensor& labels, const Tensor& prototypes,
                                               double temperature, int64_t ignore_index, bool with_grad) {
-  return prototype_contrast_on(features, labels, prototypes, with_grad,
-                               [&](auto f, auto* l, auto* p, int64_t classes, auto* loss, auto* grad, PixelShape shape) {
-                                 prototype_contrast_cpu(f, l, p, classes, temperature, ignore_index, loss, grad, shape,
-                                                        torch_threads());
-                               });
+  return prototype_contrast_on(
+      features, labels, prototypes, with_grad,
+      [&](auto f, auto* l, auto* p, int64_t classes, auto* loss, auto* grad, PixelShape shape) {
+        prototype_contrast_cpu(f, l, p, classes, temperature, ignore_index, loss, grad, shape, torch_threads());
+      });
 }
 
 std::tuple<Tensor, Tensor> prototype_candidates(const Tensor& features, const Tensor& cams,
                                                 std::optional<Tensor> present, int64_t k) {
-  return prototype_candidates_on(features, cams, present, k,
-                                 [&](auto f, auto* c, const Flags* present, int64_t classes, auto* scores,
-                                     auto* vectors, PixelShape shape) {
-                                   prototype_candidates_cpu(f, c, present, classes, k, scores, vectors, shape,
-                                                            torch_threads());
-                                 });
+  return prototype_candidates_on(
+      features, cams, present, k,
+      [&](auto f, auto* c, const Flags* present, int64_t classes, auto* scores, auto* vectors, PixelShape shape) {
+        prototype_candidates_cpu(f, c, present, classes, k, scores, vectors, shape, torch_threads());
+      });
 }
 
 std::tuple<Tensor, Tensor> pixel_prototype_contrast(const Tensor& features, const Tensor& other_features,
                                                     const Tensor& labels, const Tensor& other_labels,
                                                     const Tensor& prototypes, const Tensor& other_prototypes,
                                                     const Tensor& draws, double temperature) {
-  return pixel_prototype_contrast_on(
-      features, other_features, labels, other_labels, prototypes, other_prototypes, draws,
-      [&](auto* views, int64_t classes, auto* terms, PixelShape shape) {
-        pixel_prototype_contrast_cpu(views, classes, temperature, terms, shape, torch_threads());
-      });
+  return pixel_prototype_contrast_on(features, other_features, labels, other_labels, prototypes, other_prototypes,
+                                     draws, [&](auto* views, int64_t classes, auto* terms, PixelShape shape) {
+                                       pixel_prototype_contrast_cpu(views, classes, temperature, terms, shape,
+                                                                    torch_threads());
+                                     });
 }
 
 std::tuple<Tensor, Tensor> pixel_prototype_contrast_backward(const Tensor& grad, const Tensor& features,

@@ -7,12 +7,14 @@ import toco_kernels
 from toco_kernels.prototype_contrast import reference
 from toco_kernels.prototype_contrast.step import contrast_where_drawn
 
-from .room import Room, by_reference
+from .room import Room
 
 OPERATORS = torch.ops.toco_kernels
 
 
-def contrast_inputs(batch=2, width=24, size=(7, 9), *, classes=5, ignored=0.3, labels=None, dtype=torch.int64, **others):
+def contrast_inputs(
+    batch=2, width=24, size=(7, 9), *, classes=5, ignored=0.3, labels=None, dtype=torch.int64, **others
+):
     generator = torch.Generator().manual_seed(batch * width * size[0] * size[1])
     features = torch.randn(batch, width, *size, generator=generator, dtype=torch.float64)
     if labels is None:

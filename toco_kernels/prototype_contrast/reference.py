@@ -34,8 +34,8 @@ def prototype_candidates(
 ) -> tuple[Tensor, Tensor]:  # (C, k), (C, k, D)
     """The k pixels of the whole batch with the largest scores of each class: their scores and their features.
 
-    Of equal scores, the lowest pixel of the lowest image comes first. Pixels of images that do not show the class do not
-    count. Where there are fewer than k, scores of -inf and zero vectors follow.
+    Of equal scores, the lowest pixel of the lowest image comes first. Pixels of images that do not show the class do
+    not count. Where there are fewer than k, scores of -inf and zero vectors follow.
     """
     scores = cams.transpose(0, 1).flatten(1)  # (C, B * P)
     if present is not None:

@@ -8,6 +8,7 @@ from ..common.checks import check_floating, check_same_device, check_tensor, che
 from ..common.errors import bad_type, bad_value, integer, number
 from . import reference
 from .op import candidates
+from .resize import resized
 
 TERMS = ("cross_prototype", "cross_cam", "intra")
 
@@ -59,9 +60,7 @@ def _terms_backward(
         sets = (prototypes, other_prototypes) if view == 0 else (other_prototypes, prototypes)
         weighted = (slopes[view] * grad[:, None, None, None]).mT.flatten(1, 2)  # (3, B * P, C)
         cotangent = torch.stack([weighted[1] + weighted[2], weighted[0]])
-        grads.append(
-            differentiate(lambda x, sets=sets: torch.stack(reference.cosines(x, *sets)), x, cotangent)[1]
-        )
+        grads.append(differentiate(lambda x, sets=sets: torch.stack(reference.cosines(x, *sets)), x, cotangent)[1])
     return tuple(grads)
 
 
@@ -85,50 +84,6 @@ _backward = define(
         other_features.new_empty(other_features.shape),
     ),
 )
-
-
-def _resize_backward_fallback(grad: Tensor, size: list[int]) -> Tensor:
-    """Resizing is linear, so its gradient is the same at any maps of the right shape."""
-    maps = grad.new_zeros(*grad.shape[:2], *size)
-    return differentiate(lambda maps: reference.resize_corners(maps, grad.shape[2:]), maps, grad)[1]
-
-
-_resize = define(
-    "resize_corners(Tensor maps, SymInt[] size) -> Tensor",
-    room="prototype_contrast",
-    reference=lambda maps, size: reference.resize_corners(maps.to(accumulate_dtype(maps.dtype)), size).clone(),
-    fake=lambda maps, size: maps.new_empty(*maps.shape[:2], *size, dtype=accumulate_dtype(maps.dtype)),
-)
-_resize_backward = define(
-    "resize_corners_backward(Tensor grad, SymInt[] size) -> Tensor",
-    room="prototype_contrast",
-    reference=_resize_backward_fallback,
-    fake=lambda grad, size: grad.new_empty(*grad.shape[:2], *size),
-)
-
-
-class _Resize(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, maps: Tensor, size: list[int]) -> Tensor:
-        ctx.dtype, ctx.size, ctx.resized = maps.dtype, maps.shape[2:], size
-        return _resize(maps, size)
-
-    @staticmethod
-    def backward(ctx, grad: Tensor):
-        if torch.is_grad_enabled():  # create_graph=True: linear, so its derivative is itself
-            return _ResizeBackward.apply(grad, ctx.size, ctx.resized).to(ctx.dtype), None
-        return _resize_backward(grad, ctx.size).to(ctx.dtype), None
-
-
-class _ResizeBackward(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, grad: Tensor, size: list[int], resized: list[int]) -> Tensor:
-        ctx.resized = resized
-        return _resize_backward(grad, size)
-
-    @staticmethod
-    def backward(ctx, grad: Tensor):
-        return _Resize.apply(grad, ctx.resized), None, None
 
 
 class _Terms(torch.autograd.Function):
@@ -304,11 +259,11 @@ def contrast_where_drawn(
 
     dtype = accumulate_dtype(features.dtype)
     with torch.autocast(features.device.type, enabled=False):
-        features, other_features = _resized(features, size).flatten(2), other_features.to(dtype).flatten(2)
+        features, other_features = resized(features, size).flatten(2), other_features.to(dtype).flatten(2)
         with torch.no_grad():
             found = [
                 _labels_and_prototypes(maps, x, image_labels, background_score, k, published)
-                for maps, x in ((_resized(cams, size).to(dtype), features), (other_cams.to(dtype), other_features))
+                for maps, x in ((resized(cams, size).to(dtype), features), (other_cams.to(dtype), other_features))
             ]
         (labels, prototypes), (other_labels, other_prototypes) = found
         terms = _Terms.apply(
@@ -323,12 +278,6 @@ def contrast_where_drawn(
         )
         weighted = [term * weight for term, weight in zip(terms.unbind(), weights, strict=True)]
         return {"loss": weighted[0] + weighted[1] + weighted[2]} | dict(zip(TERMS, weighted, strict=True))
-
-
-def _resized(maps: Tensor, size: list[int]) -> Tensor:  # (B, D, H, W) -> (B, D, h, w) in the dtype of sums
-    if [*maps.shape[2:]] == [*size]:
-        return maps.to(accumulate_dtype(maps.dtype))
-    return _Resize.apply(maps, size)
 
 
 def _labels_and_prototypes(
