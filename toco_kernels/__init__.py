@@ -26,6 +26,13 @@ ROOMS = {  # one folder per operator, and what it adds to the public API
         "patch_boxes",
         "segmentation_loss",
     ),
+    "cam_regularization": (
+        "adaptive_min_pooling_loss",
+        "max_norm",
+        "max_onehot",
+        "saliency_loss",
+        "seam_losses",
+    ),
     "class_contrast": ("ClassTokenContrastLoss", "class_token_contrast", "update_ema_"),
     "dense_energy": (
         "DenseCRF",
@@ -40,6 +47,14 @@ ROOMS = {  # one folder per operator, and what it adds to the public API
         "PatchTokenContrastLoss",
         "patch_contrastive_error",
         "patch_token_contrast",
+    ),
+    "pixel_correlation": ("correlation_maps", "pixel_correlation"),
+    "prototype_contrast": (
+        "PixelPrototypeContrastLoss",
+        "PrototypeContrastLoss",
+        "estimate_prototypes",
+        "pixel_prototype_contrast",
+        "prototype_contrast",
     ),
     "topk_pool": ("LinearTopKPool", "TopKPool", "linear_topk_pool", "topk_pool"),
 }
@@ -61,6 +76,11 @@ if TYPE_CHECKING:
     from .cam import merge_cams_to_roi as merge_cams_to_roi
     from .cam import patch_boxes as patch_boxes
     from .cam import segmentation_loss as segmentation_loss
+    from .cam_regularization import adaptive_min_pooling_loss as adaptive_min_pooling_loss
+    from .cam_regularization import max_norm as max_norm
+    from .cam_regularization import max_onehot as max_onehot
+    from .cam_regularization import saliency_loss as saliency_loss
+    from .cam_regularization import seam_losses as seam_losses
     from .class_contrast import ClassTokenContrastLoss as ClassTokenContrastLoss
     from .class_contrast import class_token_contrast as class_token_contrast
     from .class_contrast import update_ema_ as update_ema_
@@ -74,6 +94,13 @@ if TYPE_CHECKING:
     from .patch_contrast import PatchTokenContrastLoss as PatchTokenContrastLoss
     from .patch_contrast import patch_contrastive_error as patch_contrastive_error
     from .patch_contrast import patch_token_contrast as patch_token_contrast
+    from .pixel_correlation import correlation_maps as correlation_maps
+    from .pixel_correlation import pixel_correlation as pixel_correlation
+    from .prototype_contrast import PixelPrototypeContrastLoss as PixelPrototypeContrastLoss
+    from .prototype_contrast import PrototypeContrastLoss as PrototypeContrastLoss
+    from .prototype_contrast import estimate_prototypes as estimate_prototypes
+    from .prototype_contrast import pixel_prototype_contrast as pixel_prototype_contrast
+    from .prototype_contrast import prototype_contrast as prototype_contrast
     from .topk_pool import LinearTopKPool as LinearTopKPool
     from .topk_pool import TopKPool as TopKPool
     from .topk_pool import linear_topk_pool as linear_topk_pool

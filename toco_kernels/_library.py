@@ -237,7 +237,7 @@ class _Loss(torch.autograd.Function):
             grad = grad.mul_(grad_loss)
         grad = grad.to(x.dtype)
         if torch.is_grad_enabled():  # create_graph=True
-            grad = _NoSecondDerivative.apply(grad, x)
+            grad = no_second_derivative("losses have", grad, x)
         return None, grad, *[None] * len(ctx.args)
 
 
@@ -263,13 +263,21 @@ def _check_unchanged(ctx) -> None:
             )
 
 
+def no_second_derivative(who: str, grad: Tensor, x: Tensor) -> Tensor:
+    """`grad`, tied to `x` so that a second derivative raises instead of missing a term. `who` and its verb, "losses
+    have", begin the message.
+    """
+    return _NoSecondDerivative.apply(grad, x, who)
+
+
 class _NoSecondDerivative(torch.autograd.Function):
-    """The identity in `grad`, tied to `x` so that a second derivative raises instead of missing a term."""
+    """The identity in `grad`."""
 
     @staticmethod
-    def forward(ctx, grad: Tensor, x: Tensor) -> Tensor:
+    def forward(ctx, grad: Tensor, x: Tensor, who: str) -> Tensor:
+        ctx.who = who
         return grad.view_as(grad)
 
     @staticmethod
     def backward(ctx, *_):
-        raise RuntimeError("toco_kernels: losses have no second derivative; their gradient was computed in the forward")
+        raise RuntimeError(f"toco_kernels: {ctx.who} no second derivative")

@@ -15,6 +15,15 @@ from .cam_training import CROP_UNCERTAIN, SEGMENTATION_LOSS, crop_inputs
 from .class_contrast import CLASS_CONTRAST, class_contrast_inputs
 from .dense_energy import DENSE_ENERGY, crf_inputs, energy_inputs, filter_inputs, logit_inputs
 from .patch_contrast import PATCH_CONTRASTIVE_ERROR, PATCH_TOKEN_CONTRAST, error_inputs, token_inputs
+from .pixel_correlation import PIXEL_CORRELATION, correlation_inputs
+from .prototype_contrast import (
+    ESTIMATE_PROTOTYPES,
+    PIXEL_PROTOTYPE_CONTRAST,
+    PROTOTYPE_CONTRAST,
+    contrast_inputs,
+    prototype_inputs,
+    step_inputs,
+)
 from .room import Room, needs_kernel
 from .topk_pool import LINEAR_TOPK_POOL, TOPK_POOL, linear_inputs, own_counts, pool_inputs
 
@@ -24,6 +33,7 @@ ROOMS = [
     CAM_TO_ROI,
     CLASS_CONTRAST,
     CROP_UNCERTAIN,
+    ESTIMATE_PROTOTYPES,
     LINEAR_TOPK_POOL,
     MERGE_CAMS,
     MERGE_CAMS_TO_LABELS,
@@ -31,6 +41,9 @@ ROOMS = [
     *DENSE_ENERGY,
     PATCH_CONTRASTIVE_ERROR,
     PATCH_TOKEN_CONTRAST,
+    PIXEL_CORRELATION,
+    PIXEL_PROTOTYPE_CONTRAST,
+    PROTOTYPE_CONTRAST,
     REFINE_CAM_LABELS,
     SEGMENTATION_LOSS,
     TOPK_POOL,
@@ -44,12 +57,16 @@ __all__ = [
     "CLASS_CONTRAST",
     "CROP_UNCERTAIN",
     "DENSE_ENERGY",
+    "ESTIMATE_PROTOTYPES",
     "LINEAR_TOPK_POOL",
     "MERGE_CAMS",
     "MERGE_CAMS_TO_LABELS",
     "MERGE_CAMS_TO_ROI",
     "PATCH_CONTRASTIVE_ERROR",
     "PATCH_TOKEN_CONTRAST",
+    "PIXEL_CORRELATION",
+    "PIXEL_PROTOTYPE_CONTRAST",
+    "PROTOTYPE_CONTRAST",
     "REFINE_CAM_LABELS",
     "ROOMS",
     "SEGMENTATION_LOSS",
@@ -57,6 +74,8 @@ __all__ = [
     "Room",
     "cam_inputs",
     "class_contrast_inputs",
+    "contrast_inputs",
+    "correlation_inputs",
     "crf_inputs",
     "crop_inputs",
     "energy_inputs",
@@ -69,6 +88,8 @@ __all__ = [
     "needs_kernel",
     "own_counts",
     "pool_inputs",
+    "prototype_inputs",
     "refine_inputs",
+    "step_inputs",
     "token_inputs",
 ]

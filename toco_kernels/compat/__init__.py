@@ -14,6 +14,7 @@ from .cams import (
     multi_scale_cam,
     multi_scale_cam2,
 )
+from .contrast import adaptive_min_pooling_loss, get_contrast_loss, max_norm, max_onehot
 from .energy import (
     DenseEnergyLoss,
     DenseEnergyLossFunction,
@@ -38,6 +39,7 @@ __all__ = [
     "CTCLoss_neg",
     "DenseEnergyLoss",
     "DenseEnergyLossFunction",
+    "adaptive_min_pooling_loss",
     "bilateralfilter",
     "bilateralfilter_batch",
     "cam_to_label",
@@ -45,12 +47,15 @@ __all__ = [
     "cams_to_affinity_label",
     "crop_from_roi_neg",
     "get_aff_loss",
+    "get_contrast_loss",
     "get_energy_loss",
     "get_masked_ptc_loss",
     "get_seg_loss",
     "get_valid_cam",
     "ignore_img_box",
     "label_to_aff_mask",
+    "max_norm",
+    "max_onehot",
     "multi_scale_cam",
     "multi_scale_cam2",
     "patch",
