@@ -1,23 +1,26 @@
 """ToCo's whole training step, forward and backward, against the published one.
 
 `published` follows the published step (toco_kernels.methods.published), its redundant passes included, with the lattice
-of plain_lattice.cpp; `rewrite` is the same with fused attention. Both synchronise as published on a GPU.
+of plain_lattice.cpp; `rewrite` is the same with fused attention. Both synchronise as published on a GPU. All compute
+the lattice's energy, ours too on a GPU, where the module's default is the exact sum: another function.
 
-    python benchmarks/bench_step.py [--backbone NAME] [--size N] [--batch N] [--rounds N]
+    python benchmarks/bench_step.py [--backbone NAME] [--size N] [--batch N] [--rounds N] [--precision float32|tf32|amp]
 
-prints the times, the share of every part, and the ceiling: how many fewer operations there are.
+prints times, peak memory, the share of every part, and the ceiling: how many fewer operations there are.
 """
 
 import argparse
+import os
+import sys
 from functools import cache, partial
 
 import pytest
 import torch
 from bench_dense_energy import photographs, published_energy
-from harness import DEVICE, TRAINING, Bench, Case
+from harness import DEVICE, TRAINING, Bench, Case, step, variants
 from torch.func import functional_call
 
-from toco_kernels.common.measure import synchronize, time_calls
+from toco_kernels.common.measure import peak_mb, synchronize, time_calls
 from toco_kernels.methods import VOC, ToCo
 from toco_kernels.methods.published import published_step
 
@@ -30,7 +33,7 @@ CROPS, LOCAL, PATCH = VOC.local_crops, VOC.local_size, 16
 def model_of(backbone, dtype=torch.float32, device="cpu"):
     """Random weights. The classifiers are larger than at the start, so that CAMs have objects and background."""
     torch.manual_seed(0)
-    model = ToCo(backbone, config=VOC)
+    model = ToCo(backbone, config=VOC, energy_kernel="lattice")
     with torch.no_grad():
         for classifier in (model.classifier, model.aux_classifier):
             classifier.weight.mul_(20)
@@ -60,7 +63,7 @@ def step_inputs(generator, *, backbone, batch, size):
     }
 
 
-def run(step, *, backbone, weights, images, image_labels, second_global, local_source, draws, boxes):
+def run(whole_step, *, backbone, weights, images, image_labels, second_global, local_source, draws, boxes):
     """The loss of one step; its gradient in all weights is one tensor, which costs a copy of them."""
     model = model_of(backbone, weights.dtype, str(weights.device))
     shapes = {name: p.shape for name, p in trained(model).items()}
@@ -69,16 +72,16 @@ def run(step, *, backbone, weights, images, image_labels, second_global, local_s
     views = {"second_global": second_global, "local_source": local_source, "draws": draws.double()}
     arguments = {"views": views, "boxes": boxes, "step": STEP}
     return functional_call(
-        Step(model, step), {f"model.{k}": x for k, x in parameters.items()}, (images, image_labels), arguments
+        Step(model, whole_step), {f"model.{k}": x for k, x in parameters.items()}, (images, image_labels), arguments
     )
 
 
 class Step(torch.nn.Module):
     """A function of a model as a module, for functional_call."""
 
-    def __init__(self, model, step):
+    def __init__(self, model, whole_step):
         super().__init__()
-        self.model, self.step = model, step
+        self.model, self.step = model, whole_step
 
     def forward(self, *args, **kwargs):
         return self.step(self.model, *args, **kwargs).loss
@@ -137,7 +140,7 @@ CASES = {
 TOCO_STEP = Bench(
     room="methods",
     op="toco_step",
-    providers={name: partial(run, step) for name, step in STEPS.items()},
+    providers={name: partial(run, whole_step) for name, whole_step in STEPS.items()},
     inputs=step_inputs,
     flop=flop,
     cases=CASES[DEVICE],
@@ -165,7 +168,21 @@ def shares(call):
     marked = [event for event in events if event.key.split("::")[0] in ("toco", "published", "step")]
     time = {event.key: event.device_time_total if DEVICE == "cuda" else event.cpu_time_total for event in marked}
     whole = time.pop("step::all")
-    return {name: ms / whole for name, ms in time.items()}
+    found = {name: ms / whole for name, ms in time.items()}
+    return found | {"the rest": 1 - sum(found.values())}
+
+
+def provider_of(name, precision):
+    """A provider in one of the harness's precisions."""
+    found = variants(TOCO_STEP, torch.float32, compiled=False)
+    return found[name if precision == "float32" else f"{name}+{precision}"]
+
+
+def prepare(name, precision, sizes):
+    """The call whose memory is measured, in a process of its own."""
+    function, context, _ = provider_of(name, precision)
+    step(function, TOCO_STEP.make(Case("tiny", TOCO_STEP.tiny), TRAINING), context)()
+    return step(function, TOCO_STEP.make(Case("", sizes), TRAINING), context)
 
 
 def main():
@@ -174,26 +191,34 @@ def main():
     parser.add_argument("--size", type=int, default=448)
     parser.add_argument("--batch", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=5)
+    precisions = ("tf32", "float32", "amp") if DEVICE == "cuda" else ("float32",)
+    parser.add_argument("--precision", choices=precisions, default=precisions[0], help="of matrix products")
     args = parser.parse_args()
     sizes = {"backbone": args.backbone, "batch": args.batch, "size": args.size}
     inputs = TOCO_STEP.make(Case("", sizes), TRAINING)
 
-    def training(provider):
+    def training(name):
+        function, context, _ = provider_of(name, args.precision)
+
         def call():
-            with torch.profiler.record_function("step::all"):
-                loss = provider(**inputs)
+            with context(), torch.profiler.record_function("step::all"):
+                loss = function(**inputs)
                 with torch.profiler.record_function("step::backward"):
                     torch.autograd.grad(loss, inputs["weights"])
 
         return call
 
-    calls = {name: training(provider) for name, provider in TOCO_STEP.providers.items()}
+    calls = {name: training(name) for name in TOCO_STEP.providers}
     timings = time_calls(calls, rounds=args.rounds, seconds=600)
     ours, published = operations(model_of(args.backbone), args.batch, args.size)
-    print(f"{args.backbone}, {args.batch} images of {args.size}, {DEVICE}, {torch.get_num_threads()} threads")
+    where = f"{DEVICE}, {torch.get_num_threads()} threads, {args.precision}, reg by the lattice"
+    print(f"{args.backbone}, {args.batch} images of {args.size}, {where}")
+    os.environ["PYTHONPATH"] = os.pathsep.join(sys.path)  # for the processes that measure memory
     for name, timing in timings.items():
         ratio = timing.ms / timings["toco_kernels"].ms
-        print(f"  {name:<14}{timing.ms:9.0f} ms  ({timing.ms_p20:.0f} to {timing.ms_p80:.0f}), {ratio:.2f} times ours")
+        spread = f"({timing.ms_p20:.0f} to {timing.ms_p80:.0f})"
+        peak = peak_mb("bench_step:prepare", name, args.precision, sizes)
+        print(f"  {name:<14}{timing.ms:9.0f} ms  {spread}, {ratio:.2f} times ours; {peak:.0f} MB more at its peak")
     operations_of_both = f"{published / 1e9:.0f} / {ours / 1e9:.0f} GF"
     print(f"ceiling by operations of ViT and decoder: {published / ours:.2f} ({operations_of_both})")
     for name in ("toco_kernels", "published"):

@@ -154,7 +154,7 @@ def test_parameters_that_have_no_group_are_named():
     with pytest.raises(ValueError, match="model must be a ToCo or hold one, got Linear"):
         groups_of(nn.Linear(2, 2), VOC.optimisation)
     model = nn.ModuleDict({"toco": tiny_toco(), "head": nn.Linear(2, 2)})
-    with pytest.raises(ValueError, match="nothing beside it: pass the ToCo alone, got head.weight, head.bias"):
+    with pytest.raises(ValueError, match=r"nothing beside it: pass the ToCo alone, got head\.weight, head\.bias"):
         groups_of(model, VOC.optimisation)
     model["head"].requires_grad_(False)
     assert len(groups_of(model, VOC.optimisation)) == 4

@@ -39,8 +39,8 @@ class Backbone(nn.Module):
 
     Args:
         name: of one of timm's ViTs, such as `deit_base_patch16_224.fb_in1k` or
-            `vit_base_patch16_224.orig_in21k_ft_in1k`; EVA needs `positions="timm"`. The tag belongs to the weights; without one, timm chooses, and
-            today's choice for ViT-B/16 is not what the paper used.
+            `vit_base_patch16_224.orig_in21k_ft_in1k`; EVA needs `positions="timm"`. The tag belongs to the weights;
+            without one, timm chooses, and today's choice for ViT-B/16 is not what the paper used.
         pretrained: False: random weights; True: those of timm's tag, which may be downloaded; a path: a local file.
         aux_layer: the block of `aux`, from 0, or from -1 backwards.
         positions: "toco": resized bicubically, "timm": as timm does, see `resize_positions`.

@@ -20,7 +20,6 @@ from .criterion import OF_CAMS, ToCoCriterion, ToCoOutput
 from .heads import ClassTokenHead, LargeFOV
 from .views import Views, checked_views, local_crops
 
-
 MERGES = {"sum": torch.add, "max": torch.maximum}
 
 
@@ -33,8 +32,8 @@ class ToCo(nn.Module):
     main pass, and the decoder runs in it alone: the same losses as published, from 30 % fewer operations.
 
     Args:
-        backbone: the name of one of timm's ViTs (EVA with positions="timm"), see `Backbone`. ToCo: "deit_base_patch16_224.fb_in1k", or
-            "vit_base_patch16_224.orig_in21k_ft_in1k".
+        backbone: the name of one of timm's ViTs (EVA with positions="timm"), see `Backbone`. ToCo:
+            "deit_base_patch16_224.fb_in1k", or "vit_base_patch16_224.orig_in21k_ft_in1k".
         num_classes: with the background; None: that of the configuration.
         config: `VOC`, `COCO` or one of your own.
         pretrained: False: random weights; True: those of timm's tag, downloaded if need be; a path: a local file.
@@ -210,8 +209,8 @@ class ToCo(nn.Module):
 
         Args:
             images: (B, 3, H, W), normalised.
-            scales: of the passes. ToCo's results with multiple scales: (1, 1.5, 1.25) on VOC; on COCO (1, 1.25, 1.5), of
-                images that are resized to 448 × 448.
+            scales: of the passes. ToCo's results with multiple scales: (1, 1.5, 1.25) on VOC; on COCO (1, 1.25, 1.5),
+                of images that are resized to 448 × 448.
             flip: None; "sum", as ToCo on VOC; "max", as on COCO.
             merge: of scales: "max", as ToCo on VOC; "sum", as on COCO.
             size: of the result; None: that of the images.
