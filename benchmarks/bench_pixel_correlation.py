@@ -1,4 +1,4 @@
-"""Pixel correlation at SEAM's size: matrix products of N × N pixels, and, as published, the traffic of those matrices."""
+"""Pixel correlation at SEAM's size: products of N × N pixels and, as published, the traffic of those matrices."""
 
 import torch
 import torch.nn.functional as F

@@ -4,7 +4,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from .._library import accumulate_dtype, define, define_loss
+from .._library import accumulate_dtype, define, define_loss, register_triton
 from ..common.checks import check_constant, check_floating, check_same_device, check_tensor, in_autocast_dtype
 from ..common.errors import bad_type, bad_value, integer, number
 from . import reference
@@ -15,6 +15,7 @@ _loss = define_loss(
     room="prototype_contrast",
     reference=reference.prototype_contrast,
 )
+register_triton("prototype_contrast")
 
 
 def _candidates_fallback(features: Tensor, cams: Tensor, present: Tensor | None, k: int) -> tuple[Tensor, Tensor]:

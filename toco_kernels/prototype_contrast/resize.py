@@ -1,4 +1,4 @@
-"""Resizing with aligned corners as a differentiable operator: of a map that becomes smaller only what counts is read."""
+"""Resizing with aligned corners as a differentiable operator: only what counts of a map is read."""
 
 import torch
 from torch import Tensor

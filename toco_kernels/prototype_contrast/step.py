@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from .._library import accumulate_dtype, define, differentiate, no_second_derivative, refuse_forward_ad
+from .._library import accumulate_dtype, define, differentiate, no_second_derivative, refuse_forward_ad, register_triton
 from ..common.checks import check_floating, check_same_device, check_tensor, checked_image_labels
 from ..common.errors import bad_type, bad_value, integer, number
 from . import reference
@@ -84,6 +84,8 @@ _backward = define(
         other_features.new_empty(other_features.shape),
     ),
 )
+
+register_triton("pixel_prototype_contrast")
 
 
 class _Terms(torch.autograd.Function):
