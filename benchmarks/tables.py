@@ -105,7 +105,8 @@ def _number(x: float, digits: int = 3) -> str:
 
 
 def _room(op: str) -> str:
-    return next((room for room, names in ROOMS.items() if op in names), op)
+    whole_steps = "methods"
+    return next((room for room, names in ROOMS.items() if op in names), whole_steps if op.endswith("_step") else op)
 
 
 if __name__ == "__main__":
