@@ -38,6 +38,14 @@ test: build  ## all tests, by two processes
 bench: build  ## all benchmarks
 	$(here) -m pytest benchmarks $(select)
 
+.PHONY: fuzz
+fuzz: build  ## for a night: 10,000 drawn cases of every operator; goes on where it ended (OPTIONS='--shard 1/4')
+	OMP_NUM_THREADS=1 $(here) tests/fuzz.py $(OPTIONS) $(if $(ONLY),--only $(ONLY))
+
+.PHONY: asan
+asan: $(environment)  ## CPU kernels under the address and undefined-behaviour sanitizers
+	$(here) tests/sanitized.py $(if $(ONLY),-k '$(ONLY)')
+
 .PHONY: check
 check: $(environment)  ## sources as ruff and clang-format want them, tables as measured
 	@status=0; set -x; \

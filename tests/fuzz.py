@@ -171,10 +171,11 @@ def main() -> int:
                 search(name, min(BLOCK, args.cases), number)
                 done[key] = "passed"
             except Exception as error:
-                notes = "\n".join(getattr(error, "__notes__", []))
+                several = getattr(error, "exceptions", [error])
+                notes = "\n".join(note for each in several for note in getattr(each, "__notes__", []))
                 done[key] = f"{type(error).__name__}: {error}\n{notes}"
                 repeat = f"python tests/fuzz.py --only {name} --seed {number} --cases {min(BLOCK, args.cases)}"
-                print(f"FAILED {name}, seed {number}: {done[key]}\nagain: {repeat} --state /dev/null", flush=True)
+                print(f"FAILED {name}, seed {number}: {done[key]}\nagain: {repeat} --state again.json", flush=True)
             else:
                 print(f"{name}, seed {number}: {min(BLOCK, args.cases)} cases, {time.perf_counter() - start:.0f} s", flush=True)
             state.write_text(json.dumps(done, indent=1))

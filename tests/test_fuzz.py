@@ -1,20 +1,19 @@
 """A few hundred drawn cases of every operator, always the same ones; `make fuzz` draws tens of thousands of others."""
 
 import json
-import subprocess
 import sys
-from pathlib import Path
 
 import fuzz
 import pytest
 import torch
 
-CASES = {"affinity_refine": 100, "lattice_crf": 100, "exact_crf": 100, "lattice_energy_from_logits": 100}  # slow ones
+SLOW = "lattice", "affinity_refine", "refine_cam_labels", "pixel_prototype_contrast"  # 25 to 60 ms, others 10
 
 
 @pytest.mark.parametrize("name", fuzz.BY_NAME)
 def test_drawn_cases(name, one_thread):
-    fuzz.search(name, CASES.get(fuzz.BY_NAME[name].name, 200), None)
+    slow = fuzz.BY_NAME[name].name.startswith(SLOW)
+    fuzz.search(name, 60 if slow else 200, None)
 
 
 def test_a_wrong_kernel_is_found(monkeypatch):
@@ -31,15 +30,36 @@ def test_a_wrong_kernel_is_found(monkeypatch):
     assert "'patches': 31" in "\n".join(raised.value.__notes__)
 
 
-def test_the_night_goes_on_where_it_ended(tmp_path):
+def test_the_night_goes_on_where_it_ended(tmp_path, monkeypatch, capsys):
     state = tmp_path / "fuzz.json"
-    options = ["--cases", "2", "--only", "topk_pool", "--seed", "7", "--state", str(state)]
-    command = [sys.executable, str(Path(fuzz.__file__)), *options]
-    done = [subprocess.run(command, capture_output=True, text=True, check=True).stdout for _ in range(2)]
-    assert "topk_pool, seed 7: 2 cases" in done[0]
-    assert "topk_pool, seed 7" not in done[1]
+
+    def night():
+        options = ["--cases", "2", "--only", "topk_pool", "--seed", "7", "--state", str(state)]
+        monkeypatch.setattr(sys, "argv", ["fuzz.py", *options])
+        return fuzz.main(), capsys.readouterr().out
+
+    code, said = night()
+    assert code == 0
+    assert "topk_pool, seed 7: 2 cases" in said
     assert json.loads(state.read_text()) == {"topk_pool 7": "passed"}
+    code, said = night()
+    assert code == 0
+    assert "seed 7: " not in said
     state.write_text('{"topk_pool 7": "AssertionError: wrong"}')
-    again = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert again.returncode == 1
-    assert "1 failed: topk_pool 7" in again.stdout
+    code, said = night()
+    assert code == 1
+    assert "1 failed: topk_pool 7" in said
+
+
+def test_a_failure_says_how_to_repeat_it(tmp_path, monkeypatch, capsys):
+    def wrong(*_):
+        raise AssertionError("the output: largest error")
+
+    monkeypatch.setattr(fuzz, "judge_case", wrong)
+    options = ["--cases", "2", "--only", "topk_pool", "--seed", "7", "--state", str(tmp_path / "state.json")]
+    monkeypatch.setattr(sys, "argv", ["fuzz.py", *options])
+    assert fuzz.main() == 1
+    said = capsys.readouterr().out
+    assert "FAILED topk_pool, seed 7: AssertionError: the output: largest error" in said
+    assert "'patches': 1" in said, "the smallest case"
+    assert "python tests/fuzz.py --only topk_pool --seed 7 --cases 2" in said
