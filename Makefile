@@ -56,9 +56,12 @@ check: $(environment)  ## sources as ruff and clang-format want them, tables as 
 	exit $$status
 
 .PHONY: wheel
-wheel: $(environment)  ## a wheel for this Python and every torch since 2.11, in dist/
-	rm -rf build/lib* build/bdist*
-	$(PYTHON) -m pip wheel --no-build-isolation --no-deps --wheel-dir dist .
+wheel: $(environment)  ## wheels in dist/: manylinux for this Python (or PYTHONS='python3.10 …'), and one of pure Python
+	$(PYTHON) .ci/wheels.py $(PYTHONS)
+
+.PHONY: release-test
+release-test:  ## try the wheels in dist/ in fresh environments, under the oldest torch and the newest
+	$(PYTHON) .ci/release_test.py $(OPTIONS)
 
 .PHONY: clean
 clean:  ## remove everything built; .venv stays
