@@ -20,6 +20,7 @@ select := $(if $(ONLY),-k '$(ONLY)')
 # Kernels for the GPU at hand, or for a common one. A wheel holds them for every GPU on the list in CMakeLists.txt.
 gpus = $(shell nvidia-smi >/dev/null 2>&1 && echo native || echo 90)
 options = CMAKE_ARGS="-DCMAKE_CUDA_ARCHITECTURES=$(gpus) $$CMAKE_ARGS"
+site = NO_MKDOCS_2_WARNING=1 $(here) -m mkdocs --quiet build
 build = $(options) $(PYTHON) setup.py --quiet build_ext --inplace
 
 .PHONY: help
@@ -39,13 +40,18 @@ bench: build  ## all benchmarks
 	$(here) -m pytest benchmarks $(select)
 
 .PHONY: check
-check: $(environment)  ## sources as ruff and clang-format want them, tables as measured
+check: $(environment)  ## sources as ruff and clang-format want them, tables as measured, documentation without a warning
 	@status=0; set -x; \
 	$(PYTHON) -m ruff check . || status=1; \
 	$(PYTHON) -m ruff format --check . || status=1; \
 	find csrc python -name '*.h' -o -name '*.cpp' -o -name '*.cu' | xargs clang-format --dry-run -Werror || status=1; \
 	$(here) benchmarks/tables.py --check || status=1; \
+	$(site) || status=1; \
 	exit $$status
+
+.PHONY: docs
+docs: $(environment)  ## the documentation, in build/site
+	$(site)
 
 .PHONY: wheel
 wheel: $(environment)  ## a wheel for this Python and every torch since 2.11, in dist/
