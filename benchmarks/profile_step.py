@@ -3,8 +3,9 @@
     python benchmarks/profile_step.py [--backbone NAME] [--size N] [--batch N] [--steps N] [--out FILE]
 
 Eight generated photographs in VOC's layout, random weights, the last stage of ToCo's VOC configuration, where all
-losses count. Writes a text: wall time of each step, how often the host waited for the GPU, how many operators were called
-and kernels launched, and which took longest; parts of a step are among them, as `toco::`, `published::` and `step::`.
+losses count. Writes a text: wall time of each step, how often the host waited for the GPU, how many operators were
+called and kernels launched, and which took longest; parts of a step are among them, as `toco::`, `published::` and
+`step::`.
 """
 
 import argparse
