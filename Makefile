@@ -88,6 +88,21 @@ gpu gpu-full:
 	fi; \
 	echo "$$summary"; exit $$failed
 
+# Every kernel on small inputs under compute-sanitizer. Torch's cache of memory would hide what is read beside a tensor.
+sanitized = $(PYTHON) -m pytest -q tests/test_contract.py -k 'cuda and float32 and (values or edges) $(if $(ONLY),and $(ONLY))'
+.PHONY: gpu-sanitize
+gpu-sanitize: PYTHON := $(present)
+gpu-sanitize:  ## on a GPU machine: memory and races of every kernel, by compute-sanitizer
+	@export PYTHONPATH="$(CURDIR)" PYTORCH_NO_CUDA_MEMORY_CACHING=1; status=0; \
+	for tool in memcheck racecheck; do \
+	  compute-sanitizer --tool $$tool --error-exitcode 1 --target-processes all $(sanitized) || status=1; \
+	done; exit $$status
+
+.PHONY: gpu-profile
+gpu-profile: PYTHON := $(present)
+gpu-profile:  ## where the time of a training step goes, published and ours: benchmarks/results/<machine>-step.txt
+	PYTHONPATH="$(CURDIR)" $(PYTHON) benchmarks/profile_step.py
+
 .PHONY: build
 build: $(environment)
 	@$(build)
