@@ -48,12 +48,13 @@ asan: $(environment)  ## CPU kernels under the address and undefined-behaviour s
 	$(here) tests/sanitized.py $(if $(ONLY),-k '$(ONLY)')
 
 .PHONY: check
-check: $(environment)  ## sources as ruff and clang-format want them, tables as measured, documentation without a warning
+check: $(environment)  ## sources as ruff and clang-format want them, tables as measured and built, documentation without a warning
 	@status=0; set -x; \
 	$(PYTHON) -m ruff check . || status=1; \
 	$(PYTHON) -m ruff format --check . || status=1; \
 	find csrc python -name '*.h' -o -name '*.cpp' -o -name '*.cu' | xargs clang-format --dry-run -Werror || status=1; \
 	$(here) benchmarks/tables.py --check || status=1; \
+	$(PYTHON) docs/support.py --check || status=1; \
 	$(site) || status=1; \
 	exit $$status
 

@@ -22,6 +22,7 @@ def describe() -> dict:
         "isa": isa,
         "cores": cores,
         "gpu": gpu,
+        **({"capability": list(torch.cuda.get_device_capability())} if gpu else {}),
         "driver": _driver() if gpu else None,
         "python": platform.python_version(),
         "torch": torch.__version__,

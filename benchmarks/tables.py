@@ -55,12 +55,15 @@ def fill(readme: str, machines: list[dict]) -> str:
 
 def render(machine: dict, commit: str, rows: list[dict]) -> str:
     """One Markdown table per operator."""
-    place = machine["gpu"] or f"{machine['cpu']}, {machine['isa']}, {machine['cores']} cores"
     return "\n".join(
-        f"**`{op}`** on {place}, torch {machine['torch']}, commit {commit}\n\n"
+        f"**`{op}`** on {_place(machine)}, torch {machine['torch']}, commit {commit}\n\n"
         + _table([row for row in rows if row["op"] == op])
         for op in sorted({row["op"] for row in rows}, key=lambda op: (not _is_step(op), op))
     )
+
+
+def _place(machine: dict) -> str:
+    return machine["gpu"] or f"{machine['cpu']}, {machine['isa']}, {machine['cores']} cores"
 
 
 def losses(machines: list[dict]) -> str:
@@ -68,7 +71,7 @@ def losses(machines: list[dict]) -> str:
     header = ["operator", "case", "direction", "timer", "rival", "ours / the rival, ms"]
     cells = []
     for machine in machines:
-        place = machine["machine"]["gpu"] or f"{machine['machine']['cpu']}, {machine['machine']['cores']} cores"
+        place = _place(machine["machine"])
         for line in _lines(machine["rows"]):
             rivals = [row for name, row in line.items() if name not in (OURS, *LIMITS)]
             fastest = min(rivals, key=lambda row: row["ms"], default=None)

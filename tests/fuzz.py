@@ -177,7 +177,10 @@ def main() -> int:
                 repeat = f"python tests/fuzz.py --only {name} --seed {number} --cases {min(BLOCK, args.cases)}"
                 print(f"FAILED {name}, seed {number}: {done[key]}\nagain: {repeat} --state again.json", flush=True)
             else:
-                print(f"{name}, seed {number}: {min(BLOCK, args.cases)} cases, {time.perf_counter() - start:.0f} s", flush=True)
+                print(
+                    f"{name}, seed {number}: {min(BLOCK, args.cases)} cases, {time.perf_counter() - start:.0f} s",
+                    flush=True,
+                )
             state.write_text(json.dumps(done, indent=1))
     failed = [key for key, outcome in done.items() if outcome != "passed"]
     print(f"{len(done)} blocks of up to {BLOCK} cases, {len(failed)} failed: {', '.join(failed) or 'none'}")

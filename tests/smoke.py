@@ -18,7 +18,9 @@ def main() -> None:
     for room in ROOMS:
         inputs, exact = to_dtype(room.sample(), torch.float32), to_dtype(room.sample(), torch.float64)
         if room.scores:
-            (actual, *_), (expected, *_) = (run(f, i, ())[0] for f, i in ((room.function, inputs), (room.reference, exact)))
+            (actual, *_), (expected, *_) = (
+                run(f, i, ())[0] for f, i in ((room.function, inputs), (room.reference, exact))
+            )
             assert_labels_match(actual, expected, exact=room.scores(exact), eager=room.scores(inputs))
         else:
             sizes = {"terms": room.terms, "magnitude": room.magnitude}

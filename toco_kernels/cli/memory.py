@@ -26,7 +26,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="sides of images in pixels, multiples of 16 from 112 on (default: 448,640,768,1024)",
     )
     parser.add_argument("--batch", type=positive_int, default=4, metavar="N", help="images of a step (default: 4)")
-    parser.add_argument("--classes", type=positive_int, default=80, metavar="N", help="without background (default: 80)")
+    parser.add_argument(
+        "--classes", type=positive_int, default=80, metavar="N", help="without background (default: 80)"
+    )
     parser.add_argument("--backbone", default="deit_base_patch16_224", metavar="NAME", help="one of timm's ViTs")
     parser.add_argument(
         "--budget", type=megabytes, metavar="SIZE", help="find the largest crop and batch for this much, as 24GB"

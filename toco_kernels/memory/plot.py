@@ -34,7 +34,9 @@ def draw(found: dict, file: Path) -> None:
     rows = [row for row in found["operators"] if row["crop"] == crop]
     names = list(dict.fromkeys(row["operator"] for row in rows))
     for i, (provider, colour) in enumerate(COLOURS.items()):
-        peaks = [next((r["mb"] or 0 for r in rows if (r["operator"], r["provider"]) == (n, provider)), 0) for n in names]
+        peaks = [
+            next((r["mb"] or 0 for r in rows if (r["operator"], r["provider"]) == (n, provider)), 0) for n in names
+        ]
         positions = [place + 0.4 * i - 0.2 for place in range(len(names))]
         operators.barh(positions, peaks, height=0.4, color=colour, label=NAMES[provider])
     operators.set_yticks(range(len(names)), names)
