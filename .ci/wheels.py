@@ -3,8 +3,8 @@
     python .ci/wheels.py [PYTHON …] [--no-pure]
 
 For each Python one wheel with all libraries, whose tag is the oldest glibc that they run on (`manylinux_2_…`): torch,
-CUDA and the driver stay outside, and the user's are used. Only `_numpy` depends on the Python; the other libraries serve
-every torch from 2.11 on. Then one wheel without libraries, for every other platform, which runs the references.
+CUDA and the driver stay outside, and the user's are used. Only `_numpy` depends on the Python; the other libraries
+serve every torch from 2.11 on. Then one wheel without libraries, for every other platform, which runs the references.
 
 Another PYTHON than this one needs its headers and pip; what builds there is installed for the build alone, against the
 torch of this one.

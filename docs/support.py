@@ -108,8 +108,8 @@ def _gpus(known: dict) -> list[str]:
     kinds = ["CPU", "C++ in three instruction sets", *[TESTED] * len(known["dtypes"])]
     header = ["compute capability", "in a wheel", *known["dtypes"]]
     note = (
-        "Operators whose GPU kernels are in Triton need compute capability 8.0, and run their reference in float64 and on "
-        "older GPUs; their kernels are interpreted and compiled in tests. GPUs of other makers: never run.\n"
+        "Operators whose GPU kernels are in Triton need compute capability 8.0, and run their reference in float64 "
+        "and on older GPUs; their kernels are interpreted and compiled in tests. GPUs of other makers: never run.\n"
     )
     return ["## Device and dtype\n", *_table(header, [kinds, *rows]), "", note]
 

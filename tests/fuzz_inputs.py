@@ -9,9 +9,17 @@ from functools import partial
 
 import torch
 from hypothesis import strategies as st
-from rooms import affinity_refine, cam, cam_training, class_contrast, dense_energy, patch_contrast, pixel_correlation
+from rooms import (
+    affinity_refine,
+    cam,
+    cam_training,
+    class_contrast,
+    dense_energy,
+    patch_contrast,
+    pixel_correlation,
+    topk_pool,
+)
 from rooms import prototype_contrast as prototypes
-from rooms import topk_pool
 
 BATCH = st.integers(0, 3)
 CLASSES = st.integers(1, 9)

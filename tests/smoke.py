@@ -1,14 +1,14 @@
-"""Every operator once, on its sample, against its reference: whether an installed package works. `python tests/smoke.py`
+"""Every operator once, on its sample, against its reference: `python tests/smoke.py` tries an installed package.
 
 It needs torch, NumPy and pytest, and takes less than a minute.
 """
 
 import time
 
-import toco_kernels
 import torch
 from rooms import ROOMS
 
+import toco_kernels
 from toco_kernels.testing import assert_labels_match, assert_matches_reference, run, to_dtype
 
 

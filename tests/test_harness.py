@@ -250,6 +250,28 @@ def test_tables_mark_rows_older_than_the_code():
     assert tables.STALE in stale
 
 
+def test_tables_show_losses_by_themselves_and_steps_first():
+    won = [measured("toco_kernels", 2.0), measured("rewrite", 2.1), measured("published", 9.0)]
+    lost = [
+        measured(name, ms, case="lost") for name, ms in (("toco_kernels", 2.0), ("rewrite", 1.5), ("published", 1.0))
+    ]
+    machine = {"machine": MACHINE, "commit": "abc", "rows": [*won, *lost]}
+    text = tables.fill("<!-- benchmarks: losses -->\n<!-- /benchmarks -->", [machine])
+    (line,) = [line for line in text.splitlines() if "class_token_contrast" in line]
+    assert "| `class_token_contrast` | lost: same, float32 | same | wall, 2 threads" in line
+    assert line.endswith("| published | 2 / 1 |")
+    machine["rows"] = won
+    assert "No rival is faster" in tables.fill("<!-- benchmarks: losses -->\n<!-- /benchmarks -->", [machine])
+
+    steps = [measured(name, ms, op="toco_step") for name, ms in (("toco_kernels", 10.0), ("published", 20.0))]
+    machine["rows"] = [*won, *steps]
+    text = tables.fill("<!-- benchmarks: steps -->\n<!-- /benchmarks -->", [machine])
+    assert "**`toco_step`**" in text
+    assert "class_token_contrast" not in text
+    both = tables.render(MACHINE, "abc", machine["rows"])
+    assert both.index("toco_step") < both.index("class_token_contrast")
+
+
 def test_check_detects_a_readme_that_is_out_of_date(tmp_path, monkeypatch):
     readme = tmp_path / "README.md"
     markers = [f"<!-- benchmarks: {name} -->\nold\n<!-- /benchmarks -->\n" for name in ("class_contrast", "unknown")]
