@@ -79,8 +79,9 @@ def tokens(**draws):
     return label_type("labels", labels)(patch_contrast.token_inputs(**draws))
 
 
-def errors(confidence, **draws):
-    return patch_contrast.error_inputs(confidence=confidence, **draws)
+def errors(width, form, **draws):
+    """The logarithm of 1 minus a cosine knows no bounds where vectors are parallel, as those of few channels are."""
+    return patch_contrast.error_inputs(width=width + 16 if form == "log" else width, form=form, **draws)
 
 
 def pools(patches, share, counted, batch, classes):
