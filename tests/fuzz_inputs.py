@@ -133,14 +133,15 @@ SHARE = st.floats(0, 1)
 LIMITS = {"high": st.floats(0.3, 0.9), "low": st.floats(0.05, 0.3)}
 IMAGE = {"height": SIDE, "width": SIDE}
 DILATIONS = st.lists(st.integers(1, 7), min_size=1, max_size=3, unique=True).map(sorted)
-GRIDS = st.lists(st.tuples(st.integers(1, 7), st.integers(1, 7)), min_size=1, max_size=3)
+# No side of 1: a map that is constant but for rounding is divided by the 1e-5 that its range is increased by.
+GRIDS = st.lists(st.tuples(st.integers(2, 7), st.integers(2, 7)), min_size=1, max_size=3)
 MAPS = {
     "batch": BATCH,
     "classes": CLASSES,
-    "height": st.integers(1, 40),
-    "width": st.integers(1, 40),
+    "height": st.integers(2, 40),
+    "width": st.integers(2, 40),
     "grids": GRIDS,
-    "out": st.none() | st.tuples(st.integers(1, 30), st.integers(1, 30)),
+    "out": st.none() | st.tuples(st.integers(2, 30), st.integers(2, 30)),
 }
 SIGMAS = {"sigma_rgb": st.floats(1, 60), "sigma_xy": st.floats(1, 60)}
 
