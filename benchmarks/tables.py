@@ -2,7 +2,8 @@
 
     python benchmarks/tables.py [--check] [--readme PATH] [--results DIR]
 
-A table goes between `<!-- benchmarks: NAME -->` and `<!-- /benchmarks -->`, where NAME is an operator or a room.
+A table goes between `<!-- benchmarks: NAME -->` and `<!-- /benchmarks -->`, where NAME is an operator, a room, `steps`
+for whole training steps, or `losses` for every shape where a rival is faster.
 """
 
 import argparse
@@ -40,7 +41,11 @@ def fill(readme: str, machines: list[dict]) -> str:
 
     def tables(marker: re.Match) -> str:
         start, name, end = marker.groups()
+        if name == "losses":
+            return start + losses(machines) + end
         ops = ROOMS.get(name, (name,))
+        if name == "steps":
+            ops = {row["op"] for m in machines for row in m["rows"] if _is_step(row["op"])}
         chosen = [(m, [row for row in m["rows"] if row["op"] in ops]) for m in machines]
         found = [render(m["machine"], m["commit"], rows) for m, rows in chosen if rows]
         return start + "\n".join(found or ["Not measured yet.\n"]) + end
@@ -54,19 +59,44 @@ def render(machine: dict, commit: str, rows: list[dict]) -> str:
     return "\n".join(
         f"**`{op}`** on {place}, torch {machine['torch']}, commit {commit}\n\n"
         + _table([row for row in rows if row["op"] == op])
-        for op in sorted({row["op"] for row in rows})
+        for op in sorted({row["op"] for row in rows}, key=lambda op: (not _is_step(op), op))
     )
 
 
-def _table(rows: list[dict]) -> str:
+def losses(machines: list[dict]) -> str:
+    """Where a rival is faster: one Markdown table, with the fastest of them."""
+    header = ["operator", "case", "direction", "timer", "rival", "ours / the rival, ms"]
+    cells = []
+    for machine in machines:
+        place = machine["machine"]["gpu"] or f"{machine['machine']['cpu']}, {machine['machine']['cores']} cores"
+        for line in _lines(machine["rows"]):
+            rivals = [row for name, row in line.items() if name not in (OURS, *LIMITS)]
+            fastest = min(rivals, key=lambda row: row["ms"], default=None)
+            if fastest and OURS in line and fastest["ms"] < line[OURS]["ms"]:
+                case, shape, dtype, direction, timer, *_ = _line(line, [])
+                both = f"{_number(line[OURS]['ms'])} / {_number(fastest['ms'])}"
+                what = f"{case}: {shape}, {dtype}"
+                cells.append([f"`{fastest['op']}`", what, direction, f"{timer}, {place}", fastest["provider"], both])
+    if not cells:
+        return "No rival is faster at any shape that was measured.\n"
+    return "".join(f"| {' | '.join(row)} |\n" for row in [header, ["---"] * len(header), *cells])
+
+
+def _lines(rows: list[dict]) -> list[dict[str, dict]]:
+    """Rows of one line together, by provider."""
     lines: dict[tuple, dict[str, dict]] = {}  # what the providers of a line share -> their rows
     for row in rows:
         name = row["provider"].removesuffix(f"+{row['precision']}")
-        lines.setdefault(tuple(row[key] for key in LINE), {})[name] = row
-    rivals = sorted({name for line in lines.values() for name in line} - {OURS, *LIMITS})
+        lines.setdefault((row["op"], *(row[key] for key in LINE)), {})[name] = row
+    return [*lines.values()]
+
+
+def _table(rows: list[dict]) -> str:
+    lines = _lines(rows)
+    rivals = sorted({name for line in lines for name in line} - {OURS, *LIMITS})
     header = ["case", "shape", "dtype", "direction", "timer", f"{OURS}, ms (p20–p80)", *(f"{r}, ms" for r in rivals)]
     header += ["peak MB, ours / published", "error, ours / published"]
-    cells = [header, ["---"] * len(header), *(_line(line, rivals) for line in lines.values())]
+    cells = [header, ["---"] * len(header), *(_line(line, rivals) for line in lines)]
     return "".join(f"| {' | '.join(row)} |\n" for row in cells)
 
 
@@ -104,9 +134,14 @@ def _number(x: float, digits: int = 3) -> str:
     return f"{x:.0f}" if x >= 10**digits else f"{x:.{digits}g}"
 
 
+def _is_step(op: str) -> bool:
+    """Whether this is a whole training step."""
+    return op.endswith("_step")
+
+
 def _room(op: str) -> str:
     whole_steps = "methods"
-    return next((room for room, names in ROOMS.items() if op in names), whole_steps if op.endswith("_step") else op)
+    return next((room for room, names in ROOMS.items() if op in names), whole_steps if _is_step(op) else op)
 
 
 if __name__ == "__main__":
