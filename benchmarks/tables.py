@@ -1,9 +1,9 @@
-"""Write the README's benchmark tables from benchmarks/results.
+"""Write the benchmark tables of README.md and docs/benchmarks.md from benchmarks/results.
 
-    python benchmarks/tables.py [--check] [--readme PATH] [--results DIR]
+    python benchmarks/tables.py [--check] [--readme PATH …] [--results DIR]
 
 A table goes between `<!-- benchmarks: NAME -->` and `<!-- /benchmarks -->`, where NAME is an operator, a room, `steps`
-for whole training steps, or `losses` for every shape where a rival is faster.
+for whole training steps, `summary` for a line of each operator, or `losses` for every shape where a rival is faster.
 """
 
 import argparse
@@ -25,24 +25,26 @@ MARKED = re.compile(r"(<!-- benchmarks: (\w+) -->\n).*?(<!-- /benchmarks -->)", 
 def main() -> str | None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="write nothing; fail when the tables are out of date")
-    parser.add_argument("--readme", type=Path, default=ROOT / "README.md")
+    parser.add_argument("--readme", type=Path, nargs="+", default=[ROOT / "README.md", ROOT / "docs/benchmarks.md"])
     parser.add_argument("--results", type=Path, default=RESULTS)
     args = parser.parse_args()
-    before = args.readme.read_text()
-    after = fill(before, [json.loads(file.read_text()) for file in sorted(args.results.glob("*.json"))])
-    if not args.check:
-        args.readme.write_text(after)
-    elif after != before:
-        return f"{args.readme} is out of date: run `python benchmarks/tables.py` and commit what it writes"
+    machines = [json.loads(file.read_text()) for file in sorted(args.results.glob("*.json"))]
+    for page in args.readme:
+        before = page.read_text()
+        after = fill(before, machines)
+        if not args.check:
+            page.write_text(after)
+        elif after != before:
+            return f"{page} is out of date: run `python benchmarks/tables.py` and commit what it writes"
 
 
-def fill(readme: str, machines: list[dict]) -> str:
-    """The README with the tables of these machines between its markers."""
+def fill(page: str, machines: list[dict]) -> str:
+    """The page with the tables of these machines between its markers."""
 
     def tables(marker: re.Match) -> str:
         start, name, end = marker.groups()
-        if name == "losses":
-            return start + losses(machines) + end
+        if name in WHOLE:
+            return start + WHOLE[name](machines) + end
         ops = ROOMS.get(name, (name,))
         if name == "steps":
             ops = {row["op"] for m in machines for row in m["rows"] if _is_step(row["op"])}
@@ -50,7 +52,7 @@ def fill(readme: str, machines: list[dict]) -> str:
         found = [render(m["machine"], m["commit"], rows) for m, rows in chosen if rows]
         return start + "\n".join(found or ["Not measured yet.\n"]) + end
 
-    return MARKED.sub(tables, readme)
+    return MARKED.sub(tables, page)
 
 
 def render(machine: dict, commit: str, rows: list[dict]) -> str:
@@ -71,7 +73,6 @@ def losses(machines: list[dict]) -> str:
     header = ["operator", "case", "direction", "timer", "rival", "ours / the rival, ms"]
     cells = []
     for machine in machines:
-        place = _place(machine["machine"])
         for line in _lines(machine["rows"]):
             rivals = [row for name, row in line.items() if name not in (OURS, *LIMITS)]
             fastest = min(rivals, key=lambda row: row["ms"], default=None)
@@ -79,10 +80,46 @@ def losses(machines: list[dict]) -> str:
                 case, shape, dtype, direction, timer, *_ = _line(line, [])
                 both = f"{_number(line[OURS]['ms'])} / {_number(fastest['ms'])}"
                 what = f"{case}: {shape}, {dtype}"
-                cells.append([f"`{fastest['op']}`", what, direction, f"{timer}, {place}", fastest["provider"], both])
+                cells.append(
+                    [
+                        f"`{fastest['op']}`",
+                        what,
+                        direction,
+                        f"{timer}, {_place(machine['machine'])}",
+                        fastest["provider"],
+                        both,
+                    ]
+                )
     if not cells:
         return "No rival is faster at any shape that was measured.\n"
     return "".join(f"| {' | '.join(row)} |\n" for row in [header, ["---"] * len(header), *cells])
+
+
+def summary(machines: list[dict]) -> str:
+    """The first case of every operator, its training where it has a gradient: a table for each machine."""
+    return "\n".join(
+        f"{_place(m['machine'])}, torch {m['machine']['torch']}:\n\n{_summary(m['rows'])}" for m in machines
+    )
+
+
+def _summary(rows: list[dict]) -> str:
+    header = ["operator", "case", "ms", "published", "best rewrite", "peak MB, ours / published"]
+    chosen: dict[str, dict[str, dict]] = {}
+    for line in _lines([row for row in rows if row["timer"] != "graph"]):
+        row = next(iter(line.values()))
+        first = next(iter(chosen.get(row["op"], line).values()))
+        training = (row["case"], row["shape"], row["dtype"]) == (first["case"], first["shape"], first["dtype"])
+        if OURS in line and (row["op"] not in chosen or (training and "backward" in row["direction"])):
+            chosen[row["op"]] = line
+    cells = []
+    for op in sorted(chosen, key=lambda op: (not _is_step(op), op)):
+        line = chosen[op]
+        case, _, _, direction, _, time, published, rewrite, peak, _ = _line(line, ["published", "rewrite"])
+        cells.append([f"`{op}`", f"{case}, {direction}", re.sub(r" \(.*?\)", "", time), published, rewrite, peak])
+    return "".join(f"| {' | '.join(row)} |\n" for row in [header, ["---"] * len(header), *cells])
+
+
+WHOLE = {"losses": losses, "summary": summary}  # tables of everything, by name
 
 
 def _lines(rows: list[dict]) -> list[dict[str, dict]]:
