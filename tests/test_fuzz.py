@@ -7,13 +7,17 @@ import fuzz
 import pytest
 import torch
 
-SLOW = "lattice", "affinity_refine", "refine_cam_labels", "pixel_prototype_contrast"  # 25 to 60 ms, others 10
+SLOW = "lattice", "affinity_refine", "refine_cam_labels"  # 25 to 60 ms, others 10
 
 
 @pytest.mark.parametrize("name", fuzz.BY_NAME)
 def test_drawn_cases(name, one_thread):
-    slow = fuzz.BY_NAME[name].name.startswith(SLOW)
-    fuzz.search(name, 60 if slow else 200, None)
+    room = fuzz.BY_NAME[name].name
+    if room not in fuzz.SPACES:  # its edges, which the contract has judged: here in other layouts
+        cases = 30
+    else:
+        cases = 60 if room.startswith(SLOW) else 200
+    fuzz.search(name, cases, None)
 
 
 def test_a_wrong_kernel_is_found(monkeypatch):
