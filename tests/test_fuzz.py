@@ -13,10 +13,8 @@ SLOW = "lattice", "affinity_refine", "refine_cam_labels"  # 25 to 60 ms, others 
 @pytest.mark.parametrize("name", fuzz.BY_NAME)
 def test_drawn_cases(name, one_thread):
     room = fuzz.BY_NAME[name].name
-    if room not in fuzz.SPACES:  # its edges, which the contract has judged: here in other layouts
-        cases = 30
-    else:
-        cases = 60 if room.startswith(SLOW) else 200
+    of_edges = 30  # without a space of its own: the contract has judged them, here they have other layouts
+    cases = (60 if room.startswith(SLOW) else 200) if room in fuzz.SPACES else of_edges
     fuzz.search(name, cases, None)
 
 
