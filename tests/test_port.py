@@ -51,6 +51,7 @@ def f(x, scale=2):
         ("import torch.nn.functional as F", "from torch.nn import functional as F"),
         ("F.relu", "torch.nn.functional.relu"),
         ("helper", "assist"),
+        ("EPS = 1e-8", "EPS: float = 1e-8"),
         ("total + F", "(\n        total + F"),
     ],
 )
@@ -81,11 +82,29 @@ def test_the_name_makes_no_difference():
         ("1e-8", "1e-6"),
         ("def f(", "@staticmethod\ndef f("),
         ("return total", "return -total"),
+        ("EPS = 1e-8", "EPS, OTHER = 1e-8, 1"),
+        ("EPS = 1e-8", "EPS = 1e-8\nEPS *= 2"),
+        ("EPS = 1e-8", "EPS = 1e-8\nfor EPS in range(3):\n    pass"),
+        ("EPS = 1e-8", "EPS = 1e-8\nif OLD:\n    EPS = 1e-6"),
+        ("EPS = 1e-8", "EPS = 1e-8\ndef change():\n    global EPS\n    EPS = 1"),
+        ("EPS = 1e-8", "EPS = 1e-8\nF = None"),
     ],
 )
 def test_meaning_makes_a_difference(old, new):
-    """Also that of a helper, and of a constant that a helper uses."""
+    """Also that of a helper, and of a constant that a helper uses, wherever it gets its value."""
     assert fingerprint(PLAIN.replace(old, new)) != fingerprint(PLAIN)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        "def f(x, EPS=EPS):\n    return x + EPS\n",
+        "def f(x):\n    g = lambda EPS: EPS\n    return g(x) + EPS\n",
+        "def f(x):\n    return [EPS for EPS in x] + [EPS]\n",
+    ],
+)
+def test_a_constant_counts_beside_a_local_of_its_name(function):
+    assert fingerprint("EPS = 1\n" + function) != fingerprint("EPS = 2\n" + function)
 
 
 def test_classes_and_recursion():
