@@ -161,7 +161,7 @@ class _Change(ast.NodeTransformer):
                 trusted=_settings is not None and _settings.trust,
                 needs=needs,
             )
-            self.slots[match.found.node] = len(SLOTS) - 1, slot
+            self.slots[match.found.node] = slot
 
     def visit(self, node: ast.AST):
         new = self.generic_visit(node)
@@ -172,7 +172,7 @@ class _Change(ast.NodeTransformer):
                 ast.copy_location(x, node)
             return body if isinstance(node, ast.stmt) else body[0]
         if node in self.slots:
-            take = f"__import__({__package__ + '.slots'!r}, fromlist=['SLOTS']).SLOTS[{self.slots[node][0]}].take"
+            take = f"__import__({__package__ + '.slots'!r}, fromlist=['SLOTS']).SLOTS[{self.slots[node].index}].take"
             decorator = ast.parse(take, mode="eval").body
             for x in ast.walk(decorator):
                 ast.copy_location(x, node)

@@ -10,7 +10,7 @@ from pathlib import Path
 from ..common.errors import bad_type, bad_value
 from .analysis import analyse
 from .importer import is_theirs, shown
-from .slots import SLOTS, Slot
+from .slots import SLOTS, Slot, rebind
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,8 @@ def patch(*modules: types.ModuleType, trust: bool = False) -> list[Patched]:
         trust: compare nothing.
 
     Returns:
-        What was replaced. Functions of an unknown variant are left alone.
+        What was replaced. Functions of an unknown variant are left alone, and so are classes that others are derived
+        from; objects made before stay what they are.
 
     Raises:
         TypeError: something is no module.
@@ -64,9 +65,11 @@ def patch(*modules: types.ModuleType, trust: bool = False) -> list[Patched]:
             name, original = match.found.name, getattr(module, match.found.name, None)
             if getattr(original, "__module__", None) != module.__name__ or _is_stand_in(original):
                 continue
+            if isinstance(original, type) and original.__subclasses__():  # which may rely on its insides
+                continue
             slot = Slot(name, shown(file), match.found.node.lineno, match.replacement, trusted=trust)
             stand_in = slot.take(original)
-            bindings = tuple(_rebind(original, stand_in))
+            bindings = tuple(rebind(original, stand_in))
             replacement, guarantee = match.replacement.name, str(match.replacement.guarantee)
             done.append(Patched(name, module.__name__, replacement, guarantee, bindings, slot))
     _PATCHED.extend(done)
@@ -83,7 +86,7 @@ def unpatch() -> list[str]:
     unreached = []
     while _PATCHED:
         slot = _PATCHED.pop().slot
-        list(_rebind(slot.stand_in, slot.original))
+        list(rebind(slot.stand_in, slot.original))
         unreached += _others(slot)
     return unreached
 
@@ -99,15 +102,6 @@ def patch_loaded(trust: bool) -> None:
 
 def _is_stand_in(thing: object) -> bool:
     return any(thing is slot.stand_in for slot in SLOTS)
-
-
-def _rebind(old: object, new: object):
-    """Let names at the top of modules lead to `new` instead of `old`; give these names."""
-    for module_name, module in list(sys.modules.items()):
-        if isinstance(module, types.ModuleType):
-            for name in [name for name, value in vars(module).items() if value is old]:
-                setattr(module, name, new)
-                yield f"{module_name}.{name}"
 
 
 def _others(slot: Slot) -> list[str]:

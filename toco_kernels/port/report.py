@@ -22,7 +22,7 @@ def of_this_process() -> dict:
             "line": slot.line,
             "replacement": f"{slot.replacement.module}.{slot.replacement.name}",
             "guarantee": str(slot.replacement.guarantee),
-            "state": verdict.state if verdict else "never called",
+            "state": verdict.state if verdict else "compiled, not compared" if slot.compiled else "never called",
             "ours": verdict is None or verdict.ours,
             "detail": verdict.detail if verdict else "",
             "calls": slot.calls,
