@@ -151,6 +151,7 @@ def test_a_script_that_fails(tmp_path):
     assert done.stderr.startswith(plain.stderr)
     assert "nothing was replaced" in done.stderr
     assert "left alone: script.py:4: get_seg_loss: not a known variant (fingerprint " in done.stderr
+    assert "To have ours tried in place of get_seg_loss all the same, write" in done.stderr
 
 
 USER = """

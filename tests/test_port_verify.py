@@ -401,7 +401,9 @@ def test_what_ours_does_not_have_is_the_originals(stand_in):
     for use in (lambda module: module.kernel.sum(), lambda module: setattr(module, "wrong", True)):
         stand_in.slot.verdict = None
         module = stand_in.cls([1], 1)
-        with pytest.warns(RuntimeWarning, match="the original stays: its (kernel|wrong) is (used|set), which ours does"):
+        with pytest.warns(
+            RuntimeWarning, match="the original stays: its (kernel|wrong) is (used|set), which ours does"
+        ):
             use(module)
         assert type(module) is stand_in.original
     image, masks = torch.rand(1, 3, 8, 8), torch.rand(1, 2, 8, 8)
@@ -483,9 +485,8 @@ def test_a_child_by_fork_leaves_its_parents_store_alone(monkeypatch):
     monkeypatch.setattr(agree.dist, "get_world_size", lambda: 2)
     monkeypatch.setattr(agree.dist.distributed_c10d, "_get_default_store", lambda: store)
     assert agree._store() is store
-    with slots._LOCK:
-        with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("fork")) as pool:
-            assert pool.submit(in_child).result(timeout=60) == (True, True)
+    with slots._LOCK, ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("fork")) as pool:
+        assert pool.submit(in_child).result(timeout=60) == (True, True)
 
 
 def in_child():
