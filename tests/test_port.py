@@ -226,6 +226,7 @@ SHIMS = [
     ("import numpy as np\nx = np.float(3)", "x = float(3)"),
     ("import numpy\nx = a.astype(numpy.int)", "x = a.astype(int)"),
     ("from numpy import array\nimport numpy as n\nx = n.NaN", "x = n.nan"),
+    ("import numpy as np\nx = np.bool", "x = np.bool_"),
     ("import numpy as np\nx = np.bool8(3)", "x = np.bool_(3)"),
     ("import numpy as np\nx = np.float32(3)", None),
     ("np = 3\nx = np.float", None),

@@ -114,6 +114,8 @@ class _Loader(SourceFileLoader):
 def is_theirs(path: str) -> bool:
     """Whether a file belongs to the user, and not to Python, to an installed package, or to this one."""
     file = Path(path).resolve()
+    if not {"site-packages", "dist-packages"}.isdisjoint(file.parts):  # also those of another environment, lent to this
+        return False
     return not any(file.is_relative_to(folder) for folder in _INSTALLED)
 
 
