@@ -4,6 +4,7 @@ import functools
 import gc
 import sys
 import types
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -83,12 +84,19 @@ def unpatch() -> list[str]:
         What still leads to ours and cannot be reached: objects made of a replaced class, and functions that were put
         into containers, defaults or closures.
     """
-    unreached = []
-    while _PATCHED:
-        slot = _PATCHED.pop().slot
+    slots = [patched.slot for patched in reversed(_PATCHED)]
+    _PATCHED.clear()
+    for slot in slots:
         list(rebind(slot.stand_in, slot.original))
-        unreached += _others(slot)
-    return unreached
+    if not slots:
+        return []
+    holders = [(x, {id(held) for held in gc.get_referents(x)}) for x in gc.get_referrers(*(x.stand_in for x in slots))]
+    made = Counter(id(type(thing)) for thing in gc.get_objects())
+    return [
+        name
+        for slot in slots
+        for name in _others(slot, [x for x, held in holders if id(slot.stand_in) in held], made[id(slot.stand_in)])
+    ]
 
 
 def patch_loaded(trust: bool) -> None:
@@ -104,19 +112,16 @@ def _is_stand_in(thing: object) -> bool:
     return any(thing is slot.stand_in for slot in SLOTS)
 
 
-def _others(slot: Slot) -> list[str]:
-    """What leads to a stand-in, other than the slot itself."""
+def _others(slot: Slot, holders: list[object], made: int) -> list[str]:
+    """What leads to a stand-in, other than the slot itself: holders of it, and so many objects made of it."""
     stand_in, found = slot.stand_in, []
     own = [slot.__dict__]
     if isinstance(stand_in, type):
-        made = 0
-        for thing in gc.get_objects():
-            made += type(thing) is stand_in
         if made:
             found.append(f"{made} {'object' if made == 1 else 'objects'} of class {slot.name}")
         methods = [x for x in vars(stand_in).values() if isinstance(x, types.FunctionType)]
         own += [stand_in.__mro__, *(cell for method in methods for cell in method.__closure__ or ())]
-    for holder in gc.get_referrers(stand_in):
+    for holder in holders:
         if any(holder is x for x in own):
             continue
         if isinstance(holder, types.CellType):

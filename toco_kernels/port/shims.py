@@ -126,7 +126,9 @@ def _numpy_name(node: ast.Attribute, imports: dict[str, str]) -> Iterator[Shim]:
     if node.attr in _BUILTIN:
         yield Shim(node, _BUILTIN[node.attr], f"NumPy 1.24 removed numpy.{node.attr}, which was Python's own")
     elif node.attr == "bool":  # NumPy 2 has one again, which is no longer Python's
-        yield Shim(node, f"{ast.unparse(node.value)}.bool_", "NumPy 1.24 removed numpy.bool; this one is in all of them")
+        yield Shim(
+            node, f"{ast.unparse(node.value)}.bool_", "NumPy 1.24 removed numpy.bool; this one is in all of them"
+        )
     elif node.attr in _RENAMED:
         new = f"{ast.unparse(node.value)}.{_RENAMED[node.attr]}"
         yield Shim(node, new, f"NumPy 2 removed numpy.{node.attr}")
