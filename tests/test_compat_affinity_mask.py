@@ -318,7 +318,8 @@ def test_compiled(device):
     inside = torch.compile(lambda labels: label_to_aff_mask(labels), fullgraph=True, backend="aot_eager")
     assert type(inside(labels_of(device))) is Tensor
     assert torch.equal(inside(labels_of(device)), plain)
-    assert_same(loss_and_grad(torch.compile(train, fullgraph=True, backend="aot_eager"), tokens(device), labels_of(device)), plain, device)
+    compiled = torch.compile(train, fullgraph=True, backend="aot_eager")
+    assert_same(loss_and_grad(compiled, tokens(device), labels_of(device)), plain, device)
 
     compiled = torch.compile(get_masked_ptc_loss, fullgraph=True, backend="aot_eager")
     assert_same(loss_and_grad(compiled, tokens(device), mask), plain, device)
