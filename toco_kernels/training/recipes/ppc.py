@@ -42,7 +42,7 @@ def _preset(config: PPCConfig, **others) -> dict:
         "optimisation": optimisation,
         "batch_size": config.batch_size,
         "background": config.background,
-        "augmentation": {"size": config.crop_size},
+        "augmentation": asdict(ScaledCrop(config.crop_size)),
         "cam_scales": config.cam_scales,
         "config": {key: value for key, value in asdict(config).items() if key not in _ELSEWHERE},
     } | others
