@@ -64,7 +64,7 @@ def assert_same_weights(a, b):
 
 
 def test_a_run(tmp_path, capsys):
-    metrics = train(job(tmp_path, picture_every=3, evaluate_every=6))
+    metrics = train(job(tmp_path, picture_every=4, evaluate_every=6))
     shown = capsys.readouterr().err
     assert "6/6" in shown
     assert re.search(r"\d\d:\d\d<\d\d:\d\d, .*loss=\d.*cls=\d.*agree=\d", shown), "time left, and losses"
@@ -82,7 +82,9 @@ def test_a_run(tmp_path, capsys):
     assert len(config["weights_sha256"]) == 64
     assert [line["step"] for line in losses(tmp_path)] == [*range(6)]
     assert set(losses(tmp_path)[0]) == {"step", "loss", "cls", "agree"}
-    with Image.open(tmp_path / "pictures" / "step-00000002.png") as picture:
+    pictures = sorted((tmp_path / "pictures").iterdir())
+    assert [file.name for file in pictures] == ["step-00000003.png", "step-00000005.png"], "every four, and the last"
+    with Image.open(pictures[0]) as picture:
         assert picture.size == (5 * 160, 4 * 160)
     assert len(checkpoints.files(tmp_path / "checkpoints")) == 1
 

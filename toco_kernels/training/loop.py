@@ -114,15 +114,17 @@ class _Watch:
             self.data = _open(self.job, SPLITS[self.job.data][1])
 
     def look(self, step: int) -> None:
-        """Draw pictures and evaluate where it is time to."""
-        if self.data is None or not (_due(step, self.job.picture_every) or _due(step, self.job.evaluate_every)):
+        """Draw pictures and evaluate where it is time to; whoever wants pictures gets one at the end, too."""
+        last = self.job.picture_every > 0 and step == self.job.settings["steps"] - 1
+        draws, evaluates = _due(step, self.job.picture_every) or last, _due(step, self.job.evaluate_every)
+        if self.data is None or not (draws or evaluates):
             return
         predictor = _predictor(self.trainer)
         settings = self.job.refined()
-        if _due(step, self.job.picture_every):
+        if draws:
             shown = spread(len(self.data), 4)
             self.record.picture(step, predictor.picture(self.data, settings, shown))
-        if _due(step, self.job.evaluate_every) and has_masks(self.data):
+        if evaluates and has_masks(self.data):
             some = spread(len(self.data), self.job.evaluate_images[0])
             results = predictor.evaluate(self.data, settings, some, show_progress=False)
             self.record.scores(step, {f"{name}_miou": result.miou() for name, result in results.items()})
