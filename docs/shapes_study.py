@@ -66,7 +66,7 @@ def study(method: str, out: Path, steps: int | None) -> list[dict]:
         for variant in VARIANTS[method]:
             run, values = out / f"{method}-{variant}-{seed}", settings(method, variant, steps)
             if not (run / "metrics.json").exists():
-                train(Job(run, method, values, seed=seed, checkpoint_every=25), resume=True)
+                train(Job(run, method, values, seed=seed, checkpoint_every=10), resume=True)
             metrics = json.loads((run / "metrics.json").read_text())
             rows.append({"variant": variant, "seed": seed, "steps": metrics["steps"], "images": metrics["images"]})
             rows[-1] |= {name: None if metrics[name] is None else round(metrics[name], 4) for name in NUMBERS}
