@@ -47,6 +47,7 @@ CASES = {
     "no boxes": (TINY, tiny_batch() | {"boxes": None}),
     "labels of the auxiliary CAM": (AUX, tiny_batch()),
     "colours as they are": (EXACT_COLOURS, tiny_batch()),
+    "another energy": (replace(TINY, sigma_rgb=10.0, sigma_xy=60.0, scale_factor=0.75), tiny_batch()),
     "more scales": (replace(TINY, cam_scales=(0.7, 1.0, 1.25, 2)), tiny_batch()),
     "no scale of 1": (replace(TINY, cam_scales=(0.5,)), tiny_batch()),
     "no negative crop, float64": (TINY, all_positive(tiny_batch(given_crops=True))),  # published float32 loses digits
