@@ -145,7 +145,7 @@ def test_criterion_for_a_network_of_ones_own():
     [
         ("resnet10t", RESNET, ("conv1", "bn1", "layer1")),
         ("convnext_atto", {"depths": (1, 1, 1, 1), "dims": (8, 16, 24, 32)}, ("stem_", "stages_0")),
-        ("mobilenetv3_small_050", {}, ("conv_stem", "bn1", "blocks.0", "blocks.1")),
+        ("mobilenetv3_small_050", {}, ("conv_stem", "bn1", "blocks.0")),
         ("vit_tiny_patch16_224", VIT, ()),
     ],
 )
