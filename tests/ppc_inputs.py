@@ -5,18 +5,18 @@ from dataclasses import replace
 import pytest
 import torch
 
-from toco_kernels.methods import PPC, TINY_SEAM, VOC_EPS
+from toco_kernels.methods import PPC, PPC_EPS, PPC_TINY
 
 pytest.importorskip("timm")
 # Frozen norms that begin at zero would leave nothing of a block.
 RESNET = {"channels": (8, 16, 24, 32), "stem_width": 8, "zero_init_last": False}
 TINY_EPS = replace(
-    TINY_SEAM, variant="eps", weights=VOC_EPS.weights, background_score=0.1, prototype_share=16, dropout=0.0
+    PPC_TINY, variant="eps", weights=PPC_EPS.weights, background_score=0.1, prototype_share=16, dropout=0.0
 )
-CONFIGS = {"seam": TINY_SEAM, "eps": TINY_EPS}
+CONFIGS = {"seam": PPC_TINY, "eps": TINY_EPS}
 
 
-def tiny_ppc(config=TINY_SEAM, name="resnet10t", options=None, **arguments):
+def tiny_ppc(config=PPC_TINY, name="resnet10t", options=None, **arguments):
     """A ResNet of four blocks, and the weights of seed 0."""
     torch.manual_seed(0)
     return PPC(name, config=config, backbone_options=RESNET if options is None else options, **arguments)

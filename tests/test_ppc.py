@@ -11,9 +11,9 @@ from ppc_inputs import CONFIGS, TINY_EPS, tiny_batch, tiny_ppc
 from test_toco import Syncs, assert_close
 from toco_inputs import gradients
 
-from toco_kernels.methods import TINY_SEAM, VOC_EPS, PPCCriterion
-from toco_kernels.methods.ppc_config import CONTRAST
-from toco_kernels.methods.ppc_published import published_step
+from toco_kernels.methods import PPC_EPS, PPC_TINY, PPCCriterion
+from toco_kernels.methods.ppc.config import CONTRAST
+from toco_kernels.methods.ppc.published import published_step
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -27,17 +27,17 @@ def without(batch, *views):
 
 
 CASES = {
-    "SEAM": (TINY_SEAM, tiny_batch()),
+    "SEAM": (PPC_TINY, tiny_batch()),
     "EPS": (TINY_EPS, tiny_batch()),
-    "sizes that nothing divides": (replace(TINY_SEAM, second_size=37), tiny_batch(2, (70, 61), grid=(5, 5))),
+    "sizes that nothing divides": (replace(PPC_TINY, second_size=37), tiny_batch(2, (70, 61), grid=(5, 5))),
     "EPS, sizes that nothing divides": (replace(TINY_EPS, second_size=37), tiny_batch(2, (70, 61), grid=(5, 5))),
-    "second view larger than the first": (replace(TINY_SEAM, second_size=72), tiny_batch(2, (40, 50), grid=(9, 9))),
-    "one image": (TINY_SEAM, tiny_batch(1)),
+    "second view larger than the first": (replace(PPC_TINY, second_size=72), tiny_batch(2, (40, 50), grid=(9, 9))),
+    "one image": (PPC_TINY, tiny_batch(1)),
     "EPS, one image": (TINY_EPS, tiny_batch(1)),
-    "no class": (TINY_SEAM, no_class(tiny_batch())),
+    "no class": (PPC_TINY, no_class(tiny_batch())),
     "EPS, one image without class": (TINY_EPS, no_class(tiny_batch(1))),
-    "draws of the module's own": (TINY_SEAM, without(tiny_batch(), "draws", "saliency")),
-    "published prototypes": (replace(TINY_SEAM, published_prototypes=True), tiny_batch()),
+    "draws of the module's own": (PPC_TINY, without(tiny_batch(), "draws", "saliency")),
+    "published prototypes": (replace(PPC_TINY, published_prototypes=True), tiny_batch()),
     "other options": (
         replace(TINY_EPS, ecr_share=0.5, temperature=0.3, background_score=0.4, saliency_mix=0.3, dropout=0.3),
         tiny_batch(5),
@@ -109,12 +109,12 @@ def test_dropout_and_draws_matter():
 
 
 def test_criterion_is_the_golden_contrast():
-    """The authors' own function on its inputs, over the random numbers of 64 seeds. Its background is the last class."""
+    """The authors' own function on its inputs, over the random numbers of 64 seeds; its background is last."""
     golden = np.load(Path(__file__).parent / "golden" / "pixel_prototype_contrast.npz")
     golden = {name: torch.from_numpy(array) for name, array in golden.items()}
     cams = golden["cam"].roll(1, dims=1), golden["other_cam"].roll(1, dims=1)
     inputs = *cams, golden["features"], golden["other_features"], golden["image_labels"]
-    criterion = PPCCriterion(replace(VOC_EPS, weights=dict.fromkeys(CONTRAST, 0.1)))
+    criterion = PPCCriterion(replace(PPC_EPS, weights=dict.fromkeys(CONTRAST, 0.1)))
     assert criterion.prototype_pixels(*golden["other_features"].shape[2:]) == 16
     losses = torch.stack([criterion(*inputs).loss for _ in range(16)])
     assert losses.mean().item() == pytest.approx(golden["parts_over_64_seeds"].mean().item(), rel=1e-3)

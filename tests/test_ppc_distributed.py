@@ -8,16 +8,17 @@ import pytest
 import torch
 import torch.distributed as dist
 from ppc_inputs import TINY_EPS, tiny_batch, tiny_ppc
+from torch.distributed.device_mesh import init_device_mesh
 from torch.nn.parallel import DistributedDataParallel
 
-from toco_kernels.methods import TINY_SEAM
+from toco_kernels.methods import PPC_TINY, shard_
 
 pytestmark = [
     pytest.mark.skipif(not dist.is_available() or not dist.is_gloo_available(), reason="torch without gloo"),
     pytest.mark.usefixtures("one_thread"),
 ]
 
-RANKS, CASES = 2, {"seam": replace(TINY_SEAM, dropout=0.0), "eps": TINY_EPS}
+RANKS, CASES = 2, {"seam": replace(PPC_TINY, dropout=0.0), "eps": TINY_EPS}
 
 
 def joined():
@@ -36,12 +37,12 @@ def share(rank):
     }
 
 
-def after_step(model, module, batch):
+def after_step(model, module, batch, whole=lambda x: x):
     """Losses and gradients."""
     output = model(**batch)
     output.loss.backward()
     losses = {name: loss.detach() for name, loss in output.losses.items()}
-    return losses, {name: p.grad.clone() for name, p in module.named_parameters() if p.requires_grad}
+    return losses, {name: whole(p.grad).clone() for name, p in module.named_parameters() if p.requires_grad}
 
 
 def work(rank, folder):
@@ -52,6 +53,9 @@ def work(rank, folder):
     for name, config in CASES.items():
         model = tiny_ppc(config, process_group=dist.group.WORLD)
         results[name] = after_step(DistributedDataParallel(model), model, share(rank))
+    model = shard_(tiny_ppc(CASES["seam"], process_group=dist.group.WORLD), init_device_mesh("cpu", (RANKS,)))
+    results["FSDP2"] = after_step(model, model, share(rank), lambda x: x.full_tensor())
+    results["cams"] = model.eval().cams(share(rank)["images"])
     model = tiny_ppc(CASES["seam"])
     results["alone"] = after_step(DistributedDataParallel(model), model, share(rank))
     copies = copy.deepcopy(model := tiny_ppc(process_group=dist.group.WORLD)), pickle.loads(pickle.dumps(model))
@@ -67,9 +71,9 @@ def results(tmp_path_factory):
     return [torch.load(folder / f"{rank}.pt") for rank in range(RANKS)]
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", [*CASES, "FSDP2"])
 def test_two_processes_are_one(results, case):
-    model = tiny_ppc(CASES[case])
+    model = tiny_ppc(CASES.get(case, CASES["seam"]))
     losses, grads = after_step(model, model, joined())
     for name, loss in losses.items():
         both = [result[case][0][name] for result in results]
@@ -87,6 +91,11 @@ def test_without_a_group_batches_are_apart(results):
     assert first != second
     model = tiny_ppc(CASES["seam"])
     torch.testing.assert_close(first, after_step(model, model, share(0))[0]["cross_prototype"])
+
+
+def test_cams_of_a_sharded_model(results):
+    expected = tiny_ppc(CASES["seam"]).eval().cams(share(1)["images"])
+    torch.testing.assert_close(results[1]["cams"], expected, atol=1e-4, rtol=1e-4)
 
 
 def test_copies_share_their_group(results):

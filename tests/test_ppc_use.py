@@ -11,8 +11,8 @@ from ppc_inputs import CONFIGS, RESNET, TINY_EPS, tiny_batch, tiny_ppc
 from toco_inputs import finite
 from torch import nn
 
-from toco_kernels.methods import TINY_SEAM, VOC_EPS, VOC_SEAM, FeatureMaps, PPCConfig, PPCCriterion, parameter_groups
-from toco_kernels.methods.ppc_config import CONTRAST
+from toco_kernels.methods import PPC_EPS, PPC_SEAM, PPC_TINY, FeatureMaps, PPCConfig, PPCCriterion, parameter_groups
+from toco_kernels.methods.ppc.config import CONTRAST
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -55,7 +55,7 @@ def test_half_precision_throughout(dtype):
 
 def test_weights_decide_what_is_computed():
     batch = tiny_batch()
-    config = replace(TINY_SEAM, weights={"cls": 1.0, "er": 0.0})
+    config = replace(PPC_TINY, weights={"cls": 1.0, "er": 0.0})
     model = tiny_ppc(config)
     output = model(**batch)
     assert output.losses["er"] == 0
@@ -64,11 +64,11 @@ def test_weights_decide_what_is_computed():
     output.loss.backward()
     assert model.projector.weight.grad is None
     assert model.classifier.weight.grad.norm() > 0
-    assert tiny_ppc(replace(TINY_SEAM, weights={}))(**batch).loss == 0
+    assert tiny_ppc(replace(PPC_TINY, weights={}))(**batch).loss == 0
 
 
 def test_contrast_begins_at_a_step():
-    config, batch = replace(TINY_SEAM, contrast_from=10, dropout=0.0), tiny_batch()
+    config, batch = replace(PPC_TINY, contrast_from=10, dropout=0.0), tiny_batch()
     model = tiny_ppc(config)
     before, after = (model(**batch | {"step": step}) for step in (9, 10))
     assert all(before.losses[name] == 0 for name in CONTRAST)
@@ -120,17 +120,17 @@ def test_criterion_for_a_network_of_ones_own():
     classifier = nn.Conv2d(12, 6, 1)
     images, labels = tiny_batch()["images"], tiny_batch()["image_labels"]
     features = [base(x).relu() for x in (images, images[:, :, ::2, ::2])]
-    criterion = PPCCriterion(replace(TINY_SEAM, weights=dict.fromkeys(CONTRAST, 0.1)))
+    criterion = PPCCriterion(replace(PPC_TINY, weights=dict.fromkeys(CONTRAST, 0.1)))
     output = criterion(*(classifier(x) for x in features), *(projector(x) for x in features), labels)
     output.loss.backward()
     assert base.weight.grad.norm() > 0
     assert projector.weight.grad.norm() > 0
     assert classifier.weight.grad is None, "labels and prototypes are constants"
-    everything = PPCCriterion(TINY_SEAM)
+    everything = PPCCriterion(PPC_TINY)
     output = everything(*(classifier(x) for x in features), *(projector(x) for x in features), labels)
     assert output.loss.isfinite()
     generator = torch.Generator().manual_seed(3)
-    same = PPCCriterion(TINY_SEAM, generator=generator)
+    same = PPCCriterion(PPC_TINY, generator=generator)
     inputs = *(classifier(x) for x in features), *(projector(x) for x in features), labels
     first = same(*inputs).losses["intra"]
     generator.manual_seed(3)
@@ -175,7 +175,7 @@ def test_frozen_norms_stay_in_training():
 
 
 def test_checkpointing_gives_the_same():
-    config = replace(TINY_SEAM, dropout=0.0)
+    config = replace(PPC_TINY, dropout=0.0)
     plain, other = tiny_ppc(config), tiny_ppc(config, checkpointing=True)
     losses = [finite(model, tiny_batch()).loss for model in (plain, other)]
     torch.testing.assert_close(*losses)
@@ -203,7 +203,7 @@ def test_local_weights(tmp_path):
 
 
 def test_published_groups():
-    groups = {group["name"]: group for group in parameter_groups(tiny_ppc(), VOC_SEAM.optimisation)}
+    groups = {group["name"]: group for group in parameter_groups(tiny_ppc(), PPC_SEAM.optimisation)}
     assert groups["backbone"]["lr"] == 0.01
     assert groups["classifiers"]["lr"] == 0.1
     assert len(groups["classifiers"]["params"]) == 5
@@ -252,9 +252,9 @@ def test_mistakes_in_configurations(change, message):
 
 
 def test_configurations_are_the_published_ones():
-    assert (VOC_SEAM.background_score, VOC_SEAM.prototype_share, VOC_SEAM.dropout) == (0.2, 8, 0.5)
-    assert (VOC_EPS.background_score, VOC_EPS.prototype_share, VOC_EPS.dropout) == (0.1, 16, 0.0)
-    assert PPCCriterion(VOC_SEAM).prototype_pixels(16, 16) == 32
-    assert hash(VOC_SEAM) != hash(VOC_EPS)
+    assert (PPC_SEAM.background_score, PPC_SEAM.prototype_share, PPC_SEAM.dropout) == (0.2, 8, 0.5)
+    assert (PPC_EPS.background_score, PPC_EPS.prototype_share, PPC_EPS.dropout) == (0.1, 16, 0.0)
+    assert PPCCriterion(PPC_SEAM).prototype_pixels(16, 16) == 32
+    assert hash(PPC_SEAM) != hash(PPC_EPS)
     with pytest.raises(TypeError, match="weights must not be changed"):
-        VOC_SEAM.weights["cls"] = 2
+        PPC_SEAM.weights["cls"] = 2

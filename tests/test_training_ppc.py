@@ -66,7 +66,19 @@ def with_saliency(root):
 def test_the_commands(tmp_path, capsys):
     root, run, labels = make_folder(tmp_path / "voc"), tmp_path / "run", tmp_path / "labels"
     changes = [word for text in (*SMALL, "config.contrast_from=2") for word in ("--set", text)]
-    arguments = ("--method", "ppc", "--data", "folder", "--root", root, "--preset", "shapes", "--device", "cpu", *changes)
+    arguments = (
+        "--method",
+        "ppc",
+        "--data",
+        "folder",
+        "--root",
+        root,
+        "--preset",
+        "shapes",
+        "--device",
+        "cpu",
+        *changes,
+    )
     assert command("train", "--out", run, "--log-every", 1, *arguments) == 0
     assert [line["cross_cam"] > 0 for line in losses(run)] == [False, False, True, True]
     metrics = json.loads((run / "metrics.json").read_text())

@@ -22,8 +22,8 @@ def parameter_groups(model: nn.Module, optimisation: Optimisation) -> list[dict]
         optimisation: `config.optimisation`.
 
     Returns:
-        Groups with `name` ("backbone", "norms", "classifiers", which are all heads, and "decoder"), `params`, `lr`, `initial_lr`, which is the
-        same and what a schedule multiplies, and `weight_decay`.
+        Groups with `name` ("backbone", "norms", "classifiers", which are all heads, and "decoder"), `params`, `lr`,
+        `initial_lr`, which is the same and what a schedule multiplies, and `weight_decay`.
 
     Raises:
         ValueError: there is no method in the model, or it has trained parameters beside it.

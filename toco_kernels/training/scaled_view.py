@@ -11,7 +11,7 @@ from torch import Tensor
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
-from .views import place, as_tensor, normalised
+from .views import as_tensor, normalised, place
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,9 @@ class ScaledView:
         def cut(picture: Tensor) -> Tensor:
             picture = picture if scaled == [height, width] else F.resize(picture, scaled, antialias=True)
             (top, y0, y1), (left, x0, x1) = places
-            picture = (F.horizontal_flip(picture) if mirrored else picture)[:, top : top + y1 - y0, left : left + x1 - x0]
+            picture = (F.horizontal_flip(picture) if mirrored else picture)[
+                :, top : top + y1 - y0, left : left + x1 - x0
+            ]
             return picture
 
         def placed(picture: Tensor) -> Tensor:

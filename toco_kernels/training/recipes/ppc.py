@@ -10,17 +10,17 @@ from torch import Tensor, nn
 
 from ...methods import (
     PPC,
-    VOC_EPS,
-    VOC_SEAM,
+    PPC_EPS,
+    PPC_SEAM,
     Optimisation,
     PPCConfig,
     PPCOutput,
     learning_rate_factor,
     parameter_groups,
 )
-from ...methods.feature_maps import STRIDE
-from ...methods.ppc_config import CONTRAST
-from ...methods.ppc_published import published_step
+from ...methods.ppc.config import CONTRAST
+from ...methods.ppc.feature_maps import STRIDE
+from ...methods.ppc.published import published_step
 from ..scaled_view import ScaledCrop, ScaledView
 from . import Recipe as Base
 
@@ -52,11 +52,11 @@ class Recipe(Base):
     """PPC. `voc` is on SEAM, `voc-eps` on EPS, whose saliency maps are in ROOT/SALImages."""
 
     presets: ClassVar = {
-        "voc": _preset(VOC_SEAM),
-        "voc-eps": _preset(VOC_EPS),
+        "voc": _preset(PPC_SEAM),
+        "voc-eps": _preset(PPC_EPS),
         "shapes": _preset(
             replace(
-                VOC_SEAM,
+                PPC_SEAM,
                 second_size=64,
                 projection=32,
                 correlation=(16, 16, 32),

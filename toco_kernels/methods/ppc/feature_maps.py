@@ -5,8 +5,8 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
-from ..common.errors import bad_value
-from .backbone import create_model
+from ...common.errors import bad_value
+from ..backbone import create_model
 
 STRIDE = 8
 

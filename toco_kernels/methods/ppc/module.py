@@ -10,13 +10,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.profiler import record_function
 
-from ..cam_regularization import max_norm
-from ..common.checks import check_floating, check_tensor, checked_image_labels
-from ..common.errors import bad_type, bad_value, integer, number
-from ..pixel_correlation import correlation_maps, pixel_correlation
+from ...cam_regularization import max_norm
+from ...common.checks import check_floating, check_tensor, checked_image_labels
+from ...common.errors import bad_type, bad_value, integer, number
+from ...pixel_correlation import correlation_maps, pixel_correlation
+from .config import PPC_SEAM, PPCConfig
+from .criterion import PPCCriterion, PPCOutput
 from .feature_maps import FeatureMaps
-from .ppc_config import VOC_SEAM, PPCConfig
-from .ppc_criterion import PPCCriterion, PPCOutput
 
 VIEW_KEYS = ("saliency", "draws")
 
@@ -41,9 +41,10 @@ class PPC(nn.Module):
     Args:
         backbone: the name of one of timm's networks, see `FeatureMaps`.
         num_classes: with the background; None: that of the configuration.
-        config: `VOC_SEAM`, `VOC_EPS` or one of your own.
+        config: `PPC_SEAM`, `PPC_EPS` or one of your own.
         pretrained: False: random weights; True: those of timm's tag, downloaded if need be; a path: a local file.
-        freeze_norms, freeze_stem: what of the backbone stays as it is, see `FeatureMaps`. Published: both.
+        freeze_norms, freeze_stem: what of the backbone stays as it is, see `FeatureMaps`. Published: both. With random
+            weights give False: timm's ResNets begin with norms of 0, and blocks would stay what they are.
         checkpointing: recompute the backbone's parts in the backward instead of keeping them in memory.
         process_group, generator: see `PPCCriterion`.
         backbone_options: further ones for `timm.create_model`.
@@ -52,7 +53,7 @@ class PPC(nn.Module):
         ImportError: timm is missing.
         ValueError: an option is out of its range.
 
-    Attributes `backbone`, `classifier`, `projector`, and `low`, `middle` and `correlation`, the pixel correlation's, are
+    Attributes `backbone`, `classifier`, `projector`, and the pixel correlation's `low`, `middle` and `correlation` are
     trained; `criterion` has no state.
 
     Source: PPC (Du et al., CVPR 2022).
@@ -63,7 +64,7 @@ class PPC(nn.Module):
         backbone: str = "resnet50.tv_in1k",
         num_classes: int | None = None,
         *,
-        config: PPCConfig = VOC_SEAM,
+        config: PPCConfig = PPC_SEAM,
         pretrained: bool | str | Path = False,
         freeze_norms: bool = True,
         freeze_stem: bool = True,

@@ -8,15 +8,15 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.profiler import record_function
 
-from .._library import accumulate_dtype
-from ..cam_regularization import adaptive_min_pooling_loss, max_norm, saliency_loss, seam_losses
-from ..common.checks import check_floating, check_same_device, check_tensor, checked_image_labels
-from ..common.errors import bad_type, bad_value, integer
-from ..common.group import WithProcessGroup, gathered
-from ..prototype_contrast.reference import confidence, pseudo_labels
-from ..prototype_contrast.resize import resized
-from ..prototype_contrast.step import check_step, contrast_where_drawn
-from .ppc_config import CONTRAST, VOC_SEAM, PPCConfig
+from ..._library import accumulate_dtype
+from ...cam_regularization import adaptive_min_pooling_loss, max_norm, saliency_loss, seam_losses
+from ...common.checks import check_floating, check_same_device, check_tensor, checked_image_labels
+from ...common.errors import bad_value, integer
+from ...common.group import WithProcessGroup, gathered
+from ...prototype_contrast.reference import confidence, pseudo_labels
+from ...prototype_contrast.resize import resized
+from ...prototype_contrast.step import check_step, contrast_where_drawn
+from .config import CONTRAST, PPC_SEAM, PPCConfig
 
 Size = tuple[int, int]
 
@@ -57,7 +57,7 @@ class PPCCriterion(WithProcessGroup):
     Losses that it has already are left out of `config.weights`.
 
     Args:
-        config: weights, thresholds, temperature: `VOC_SEAM`, `VOC_EPS` or one of your own.
+        config: weights, thresholds, temperature: `PPC_SEAM`, `PPC_EPS` or one of your own.
         process_group: None, or the processes whose batches are one for the contrast. They must be equally large, and
             each sends its maps on the second view's grid. Copies share it, pickled modules have None.
         generator: of the random numbers of `intra`, on the device of the features; None: the device's default one.
@@ -69,7 +69,7 @@ class PPCCriterion(WithProcessGroup):
 
     def __init__(
         self,
-        config: PPCConfig = VOC_SEAM,
+        config: PPCConfig = PPC_SEAM,
         *,
         process_group: "dist.ProcessGroup | None" = None,
         generator: torch.Generator | None = None,
@@ -119,7 +119,10 @@ class PPCCriterion(WithProcessGroup):
         Raises:
             TypeError, ValueError: an argument is not what the operators take, or `saliency` is missing.
         """
-        revised, other_revised = cams if revised is None else revised, other_cams if other_revised is None else other_revised
+        revised, other_revised = (
+            cams if revised is None else revised,
+            other_cams if other_revised is None else other_revised,
+        )
         check_step(cams, other_cams, features, other_features, image_labels)
         if cams.shape[1] < 2:
             raise bad_value("cams", "have a background and at least one class", f"shape {tuple(cams.shape)}")
@@ -160,7 +163,9 @@ class PPCCriterion(WithProcessGroup):
         config, losses = self.config, {}
         if self.needs(step, "saliency"):
             options = {"threshold": config.saliency_threshold, "mix": config.saliency_mix}
-            four = [saliency_loss(x, saliency, image_labels, **options) for x in (cams, other_cams, revised, other_revised)]
+            four = [
+                saliency_loss(x, saliency, image_labels, **options) for x in (cams, other_cams, revised, other_revised)
+            ]
             losses["saliency"] = sum(four) / 2
         if sizes is not None:
             cams, revised = (_stretched(x, sizes[0]) for x in (cams, revised))
@@ -197,7 +202,13 @@ class PPCCriterion(WithProcessGroup):
             draws = torch.rand(batch, 2, *size, generator=self.generator, device=features.device)
         elif draws.shape != (batch, 2, *size):
             raise bad_value("draws", f"have shape (B, 2, h, w) = {(batch, 2, *size)}", f"shape {tuple(draws.shape)}")
-        inputs = [*maps, resized(features, size), other_features.to(accumulate_dtype(features.dtype)), image_labels, draws]
+        inputs = [
+            *maps,
+            resized(features, size),
+            other_features.to(accumulate_dtype(features.dtype)),
+            image_labels,
+            draws,
+        ]
         if self.process_group is not None:
             inputs = [gathered(x, self.process_group) for x in inputs]
         *inputs, draws = inputs

@@ -12,11 +12,11 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.profiler import record_function
 
-from ..pixel_correlation.reference import pixel_correlation
-from ..prototype_contrast import reference
-from .ppc import PPC
-from .ppc_config import CONTRAST
-from .ppc_criterion import PPCOutput
+from ...pixel_correlation.reference import pixel_correlation
+from ...prototype_contrast import reference
+from .config import CONTRAST
+from .criterion import PPCOutput
+from .module import PPC
 
 EPSILON = 1e-5
 
@@ -62,7 +62,10 @@ def published_step(
         losses["cls"] = (cls[0] + cls[1]) / 2
         losses["min_pooling"] = (min_pooling(large_revised1 * labels) + min_pooling(large_revised2 * labels)) / 2
         losses["er"], losses["ecr"] = seam(
-            *(stretched(max_norm(x), large2.shape[2:]) * labels for x in (large1, large2, large_revised1, large_revised2)),
+            *(
+                stretched(max_norm(x), large2.shape[2:]) * labels
+                for x in (large1, large2, large_revised1, large_revised2)
+            ),
             config.ecr_share,
         )
     with record_function("published::contrast"):
@@ -176,7 +179,9 @@ def prototypes_and_terms(
             best = scores.flatten(2).transpose(0, 1).flatten(1).topk(k, dim=1)
             chosen = best.values, reference.pixels(features.detach().flatten(2))[best.indices]
         else:
-            chosen = reference.prototype_candidates(features.detach().flatten(2), scores.flatten(2).clamp_min(0), None, k)
+            chosen = reference.prototype_candidates(
+                features.detach().flatten(2), scores.flatten(2).clamp_min(0), None, k
+            )
         prototypes.append(reference.prototypes_of(*chosen))
     own, others = reference.cosines(pixels[0], *prototypes), reference.cosines(pixels[1], *prototypes[::-1])
     draws = draws.transpose(0, 1).flatten(1)

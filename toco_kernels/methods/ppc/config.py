@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from ..common.errors import bad_value, integer, number
-from .config import Optimisation, Weights
+from ...common.errors import bad_value, integer, number
+from ..config import Optimisation, Weights
 
 CONTRAST = ("cross_prototype", "cross_cam", "intra")
 PPC_LOSSES = ("cls", "min_pooling", "saliency", "er", "ecr", *CONTRAST)
@@ -96,9 +96,9 @@ def _sgd(steps: int) -> Optimisation:
 
 _SEAM = Weights({"cls": 1.0, "min_pooling": 1.0, "er": 1.0, "ecr": 1.0} | dict.fromkeys(CONTRAST, 0.1))
 
-VOC_SEAM = PPCConfig()
+PPC_SEAM = PPCConfig()
 
-VOC_EPS = PPCConfig(
+PPC_EPS = PPCConfig(
     variant="eps",
     weights=_SEAM | {"saliency": 1.0},
     background_score=0.1,
@@ -109,7 +109,7 @@ VOC_EPS = PPCConfig(
 )
 
 # For tests: small images, small heads.
-TINY_SEAM = PPCConfig(
+PPC_TINY = PPCConfig(
     num_classes=6,
     second_size=32,
     projection=16,
