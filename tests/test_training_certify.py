@@ -29,7 +29,7 @@ def small_toco(run):
 
 
 def certified(run):
-    return certify.certify(small_toco(run), steps=6, seeds=(0, 1), show_progress=False)
+    return certify.certify(small_toco(run), steps=4, seeds=(0, 1), show_progress=False)
 
 
 def test_toco_trains_as_published(tmp_path):

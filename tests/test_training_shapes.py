@@ -1,4 +1,4 @@
-"""From nothing to pseudo labels: the first forty steps of the preset on the shapes. docs/shapes_study.py takes all."""
+"""From nothing to pseudo labels: the first twenty steps of the preset on the shapes. docs/shapes_study.py takes all."""
 
 from pathlib import Path
 
@@ -17,9 +17,9 @@ from toco_kernels.training.trainer import Job, Trainer
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("one_thread")  # faster where other programs run too
-def test_forty_steps_make_pseudo_labels(tmp_path):
+def test_twenty_steps_make_pseudo_labels(tmp_path):
     trainer = Trainer(Job(Path(tmp_path), "toco", Recipe.preset("shapes")), Processes.join())
-    for step, batch in enumerate(trainer.batches(0, 40)):
+    for step, batch in enumerate(trainer.batches(0, 20)):
         batch.pop("problems")
         trainer.take(step, batch)
     background = trainer.settings["background"]
