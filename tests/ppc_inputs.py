@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from toco_kernels.cli.train import assignment, changed
 from toco_kernels.methods import PPC, PPC_EPS, PPC_TINY
 
 pytest.importorskip("timm")
@@ -35,3 +36,38 @@ def tiny_batch(batch=3, size=(64, 64), classes=5, *, seed=1, grid=(4, 4)):
     }
     images = torch.nn.functional.interpolate(coarse, size, mode="bicubic")
     return {"images": images, "image_labels": labels, "views": views, "step": 0}
+
+
+# What its recipe takes
+
+SMALL = (
+    "backbone=resnet10t",
+    'backbone_options={"channels": [8, 16, 24, 32], "stem_width": 8, "zero_init_last": false}',
+    "pretrained=false",
+    "steps=4",
+    "batch_size=4",
+    "augmentation.size=64",
+    "augmentation.long_side=[48, 80]",
+    "config.second_size=32",
+    "config.projection=16",
+    "config.correlation=[4, 8, 12]",
+    "cam_scales=[1.0]",
+)
+
+
+def small_settings(*more, preset="shapes"):
+    """Of the recipe."""
+    from toco_kernels.training.recipes import find
+
+    values = find("ppc").preset(preset)
+    for text in (*SMALL, *more):
+        values = changed(values, *assignment(text))
+    return values
+
+
+def small_job(run, *more, preset="shapes", **options):
+    """A training of seconds."""
+    from toco_kernels.training.trainer import Job
+
+    options = {"log_every": 1, "device": "cpu", "evaluate_images": (2, 4)} | options
+    return Job(run, "ppc", small_settings(*more, preset=preset), **options)

@@ -1,4 +1,4 @@
-"""PPC on the commands: train, resume, two processes, pseudo labels, evaluation, certificate; saliency maps."""
+"""PPC on the commands: train, resume, pseudo labels, evaluation, certificate; saliency maps."""
 
 import json
 import re
@@ -11,44 +11,19 @@ pytest.importorskip("torchvision", reason='needs pip install "toco-kernels[train
 pytest.importorskip("timm", reason='needs pip install "toco-kernels[train]"')
 
 from PIL import Image
-from test_training_loop import assert_same_weights, losses, quiet, torchrun
+from ppc_inputs import SMALL
+from ppc_inputs import small_job as job
+from test_training_loop import assert_same_weights, losses, quiet
 from voc_folder import LABELS, SIZE, make_folder
 
 from toco_kernels.__main__ import main
-from toco_kernels.cli.train import assignment, changed
 from toco_kernels.training import certify, files
 from toco_kernels.training.files import DataError
 from toco_kernels.training.recipes.ppc import Recipe
 from toco_kernels.training.scaled_view import ScaledCrop, ScaledView
-from toco_kernels.training.trainer import Job, Trainer
+from toco_kernels.training.trainer import Trainer
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-SMALL = (
-    "backbone=resnet10t",
-    'backbone_options={"channels": [8, 16, 24, 32], "stem_width": 8, "zero_init_last": false}',
-    "pretrained=false",
-    "steps=4",
-    "batch_size=4",
-    "augmentation.size=64",
-    "augmentation.long_side=[48, 80]",
-    "config.second_size=32",
-    "config.projection=16",
-    "config.correlation=[4, 8, 12]",
-    "cam_scales=[1.0]",
-)
-
-
-def settings(*more, preset="shapes"):
-    values = Recipe.preset(preset)
-    for text in (*SMALL, *more):
-        values = changed(values, *assignment(text))
-    return values
-
-
-def job(run, *more, preset="shapes", **options):
-    options = {"log_every": 1, "device": "cpu", "evaluate_images": (2, 4)} | options
-    return Job(run, "ppc", settings(*more, preset=preset), **options)
 
 
 def command(*words):
@@ -138,29 +113,6 @@ def test_resumed_bit_for_bit(precision, tmp_path, monkeypatch):
     quiet(parts, resume=True)
     assert losses(parts.run) == losses(whole.run)
     assert_same_weights(parts.run, whole.run)
-
-
-CHILD = """
-import sys
-sys.path.insert(0, {tests!r})
-from test_training_ppc import two_job, quiet
-from pathlib import Path
-quiet(two_job(Path({run!r})), resume={resume})
-"""
-
-
-def two_job(run):
-    """Batch norms are frozen, as published, and nothing is dropped: those would be of a process's own."""
-    return job(run, "freeze_norms=true", "config.contrast_from=1")
-
-
-def test_two_processes_train_as_one_does(tmp_path):
-    torchrun(tmp_path / "two", program=CHILD)
-    quiet(two_job(tmp_path / "one"))
-    for one, two in zip(losses(tmp_path / "one"), losses(tmp_path / "two"), strict=True):
-        for name in one:
-            assert two[name] == pytest.approx(one[name], rel=1e-4, abs=1e-6), (name, one, two)
-    assert one["intra"] > 0
 
 
 # EPS, whose saliency maps are beside the photographs

@@ -21,7 +21,8 @@ class ScaledCrop:
     Args:
         size: side of the view in pixels.
         long_side: the photograph is resized so that its longer side is a random number of pixels between these two.
-        jitter: of brightness, contrast, saturation and hue.
+        jitter: of brightness, contrast, saturation and hue; of the crop, where the published code jitters all of the
+            photograph before it is cropped, and contrast is about the mean of another part of it.
     """
 
     size: int

@@ -119,10 +119,8 @@ class PPCCriterion(WithProcessGroup):
         Raises:
             TypeError, ValueError: an argument is not what the operators take, or `saliency` is missing.
         """
-        revised, other_revised = (
-            cams if revised is None else revised,
-            other_cams if other_revised is None else other_revised,
-        )
+        revised = cams if revised is None else revised
+        other_revised = other_cams if other_revised is None else other_revised
         check_step(cams, other_cams, features, other_features, image_labels)
         if cams.shape[1] < 2:
             raise bad_value("cams", "have a background and at least one class", f"shape {tuple(cams.shape)}")
