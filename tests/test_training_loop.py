@@ -239,11 +239,15 @@ def ppc_job(run):
 
 
 def train_in_each(folder):
-    """What every process does."""
-    quiet(job(folder / "two", settings=SMALL, checkpoint_every=3))
-    quiet(job(folder / "both", settings=SMALL, checkpoint_every=3), resume=True)
-    quiet(toco_job(folder / "toco-two"))
-    quiet(ppc_job(folder / "ppc-two"))
+    """What every process does. A group is joined once: a second one may meet what is left of the first."""
+    processes = Processes.join("cpu")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Processes, "leave", lambda self: None)
+        quiet(job(folder / "two", settings=SMALL, checkpoint_every=3))
+        quiet(job(folder / "both", settings=SMALL, checkpoint_every=3), resume=True)
+        quiet(toco_job(folder / "toco-two"))
+        quiet(ppc_job(folder / "ppc-two"))
+    processes.leave()
 
 
 @pytest.fixture(scope="module")
