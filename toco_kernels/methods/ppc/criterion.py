@@ -168,12 +168,12 @@ class PPCCriterion(WithProcessGroup):
         if sizes is not None:
             cams, revised = (_stretched(x, sizes[0]) for x in (cams, revised))
             other_cams, other_revised = (_stretched(x, sizes[1]) for x in (other_cams, other_revised))
-        present = image_labels.to(cams.dtype)
+        present = (image_labels != 0).to(cams.dtype)
         if self.needs(step, "cls"):
             scores = [x[:, 1:].mean(dim=(2, 3)) for x in (cams, other_cams)]
             losses["cls"] = sum(F.multilabel_soft_margin_loss(x, present) for x in scores) / 2
         if self.needs(step, "min_pooling"):
-            shown = (x[:, 1:] * (present != 0)[:, :, None, None] for x in (revised, other_revised))
+            shown = (x[:, 1:] * present[:, :, None, None] for x in (revised, other_revised))
             losses["min_pooling"] = sum(adaptive_min_pooling_loss(x) for x in shown) / 2
         if self.needs(step, "er", "ecr"):
             er, ecr = seam_losses(cams, other_cams, revised, other_revised, image_labels, share=config.ecr_share)
