@@ -80,7 +80,7 @@ Pairs count_all(const Side<A>& side) {
 template <typename A>
 Pairs count_pairs(const std::vector<Side<A>>& sides, int64_t tokens, const AffinityRule& rule,
                   const Parallel& parallel) {
-  const int64_t rows = rule.radius < 0 || tokens == 0 ? 1 : tokens / rule.grid_width, batch = sides.size();
+  const int64_t rows = rule.radius < 0 ? 1 : tokens ? tokens / rule.grid_width : 0, batch = sides.size();
   std::vector<Pairs> found(batch * rows);
   std::vector<std::vector<int32_t>> ids(rule.radius < 0 ? 0 : batch, std::vector<int32_t>(tokens, -1));
   for (int64_t b = 0; b < int64_t(ids.size()); ++b)

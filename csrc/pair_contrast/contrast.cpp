@@ -1,3 +1,5 @@
+#include <cmath>
+
 #include "common/huge_pages.h"
 #include "common/simd.h"
 #include "pair_contrast/side.h"
@@ -50,17 +52,32 @@ Labels arrange(const Input<T>& x, const Input<T>& y, int64_t b, const ContrastRu
   take_part(labels_x, x.count, rule.ignore_index, rule.form == PairForm::kInfoNce ? &found : nullptr, left);
   number_labels(labels_x, found.distinct, left);
   for (int64_t i = 0; i < left.count; ++i) ++found.x[int64_t(left.ids[i])];
-  if (rule.form == PairForm::kInfoNce) left.logs.assign(left.padded(), A(0));
+  if (rule.form == PairForm::kInfoNce)
+    for (std::vector<A>* of_anchors : {&left.tops, &left.shares, &left.pulls}) of_anchors->assign(left.padded(), A(0));
   return found;
 }
 
-// Sums of packed tokens by label, in double: in InfoNCE they are what pulls, against all that pushes.
+// Subtracts the mean of packed tokens from their strips. What pulls an anchor and what pushes it are both averages, so
+// that changes nothing, but that their difference is exact where tokens share a direction.
 template <typename A>
-void add_by_label(const Side<A>& side, int64_t width, int64_t begin, int64_t end, double* sums) {  // (labels, width)
-  for (int64_t i = 0; i < side.count; ++i) {
-    double* sum = sums + int64_t(side.ids[i]) * width;
-    for (int64_t d = begin; d < end; ++d)
-      sum[d] += double(side.strips[(d / kBlock * side.padded() + i) * kBlock + d % kBlock]);
+void subtract_mean(Side<A>& side, int64_t strip) {
+  A* rows = side.strips + strip * side.padded() * kBlock;
+  double sum[kBlock] = {};
+  A mean[kBlock];
+  for (int64_t i = 0; i < side.count; ++i)
+    for (int64_t d = 0; d < kBlock; ++d) sum[d] += double(rows[i * kBlock + d]);
+  for (int64_t d = 0; d < kBlock; ++d) mean[d] = A(sum[d] / double(side.count));
+  for (int64_t i = 0; i < side.count; ++i)
+    for (int64_t d = 0; d < kBlock; ++d) rows[i * kBlock + d] -= mean[d];
+}
+
+// Sums of packed tokens by label, in double: what pulls.
+template <typename A>
+void add_by_label(const Side<A>& side, int64_t stride, int64_t strip, double* sums) {  // (labels, stride)
+  const A* row = side.strips + strip * side.padded() * kBlock;
+  for (int64_t i = 0; i < side.count; ++i, row += kBlock) {
+    double* sum = sums + int64_t(side.ids[i]) * stride + strip * kBlock;
+    for (int64_t d = 0; d < kBlock; ++d) sum[d] += double(row[d]);
   }
 }
 
@@ -85,7 +102,7 @@ class ImageContrast {
     double loss = 0;
     if (rule_.form == PairForm::kInfoNce) {
       loss = anchors(b, left, right, labels);
-      if (y_.grad) compared(b, left, right, labels);
+      if (y_.grad) compared(b, left, right);
     } else {
       loss = pairs(x_, b, left, right, true);
       if (y_.grad) pairs(y_, b, right, left, false);
@@ -116,7 +133,7 @@ class ImageContrast {
     return total;
   }
 
-  // The gradient of a block's tokens: factor times what was added up, minus pull(label's number, tokens' row).
+  // The gradient of a block's tokens: factor times what was added up, then what pull(label's number, row) makes of it.
   template <typename Pull>
   void store(const Input<T>& input, int64_t b, const Side<A>& side, int64_t block, A factor, const A* grad,
              const Pull& pull) const {
@@ -142,42 +159,40 @@ class ImageContrast {
     });
   }
 
-  // Sums of tokens by label, where they are needed.
-  void add_labels(const Side<A>& side, const Labels& labels, bool needed) {
-    if (!needed) return;
-    sums_.assign(labels.distinct.size() * s_.width, 0.0);
-    parallel_.loop(stride_ / kBlock, grain_for(side.count * kBlock), [&](int64_t begin, int64_t end, int) {
-      add_by_label(side, s_.width, begin * kBlock, std::min(end * kBlock, s_.width), sums_.data());
-    });
-  }
-
-  void pull(int64_t label, double factor, A* row) const {
-    for (int64_t d = 0; d < s_.width; ++d) row[d] -= A(factor * sums_[label * s_.width + d]);
-  }
-
-  double anchors(int64_t b, Side<A>& left, const Side<A>& right, const Labels& labels) {
-    add_labels(right, labels, x_.grad);
+  double anchors(int64_t b, Side<A>& left, Side<A>& right, const Labels& labels) {
     const double scale = share * rule_.scale;
+    if (x_.grad && left.count) {
+      sums_.assign(labels.distinct.size() * stride_, 0.0);
+      parallel_.loop(stride_ / kBlock, grain_for(2 * right.count * kBlock), [&](int64_t begin, int64_t end, int) {
+        for (int64_t strip = begin; strip < end; ++strip) {
+          subtract_mean(right, strip);
+          add_by_label(right, stride_, strip, sums_.data());
+        }
+      });
+    }
     return blocks(x_, left, right, [&](int64_t block, A* tile, A* grad) {
-      double logs[kBlock], positives[kBlock] = {}, loss = 0;
-      anchor_block(left, right, A(rule_.scale), block, s_.width, tile, logs, positives, grad);
+      const AnchorSums sums = anchor_block(left, right, A(rule_.scale), block, s_.width, tile, grad);
+      double loss = 0;
       for (int64_t k = 0; k < std::min(kBlock, left.count - block * kBlock); ++k) {
-        left.logs[block * kBlock + k] = A(logs[k]);
-        loss += share * (logs[k] - positives[k] / double(labels.y[int64_t(left.ids[block * kBlock + k])]));
+        const int64_t at = block * kBlock + k;
+        const double pull = 1 / double(labels.y[int64_t(left.ids[at])]);
+        left.tops[at] = A(sums.tops[k]);
+        left.shares[at] = A(1 / sums.totals[k]);
+        left.pulls[at] = A(pull);
+        loss += share * (sums.tops[k] - sums.positives[k] * pull + std::log(sums.totals[k]));
       }
-      store(x_, b, left, block, A(scale), grad,
-            [&](int64_t label, A* row) { pull(label, scale / double(labels.y[label]), row); });
+      store(x_, b, left, block, A(1), grad, [&](int64_t label, A* row) {
+        const double pull = 1 / double(labels.y[label]), *sum = sums_.data() + label * stride_;
+        for (int64_t d = 0; d < s_.width; ++d) row[d] = A(scale) * (row[d] - A(pull * sum[d]));
+      });
       return loss;
     });
   }
 
-  void compared(int64_t b, const Side<A>& left, const Side<A>& right, const Labels& labels) {
-    add_labels(left, labels, true);
-    const double scale = share * rule_.scale;
+  void compared(int64_t b, const Side<A>& left, const Side<A>& right) const {
     blocks(y_, right, left, [&](int64_t block, A* tile, A* grad) {
       compared_block(right, left, A(rule_.scale), block, s_.width, tile, grad);
-      store(y_, b, right, block, A(scale), grad,
-            [&](int64_t label, A* row) { pull(label, scale / double(labels.y[label]), row); });
+      store(y_, b, right, block, A(share * rule_.scale), grad, [](int64_t, A*) {});
       return 0.0;
     });
   }

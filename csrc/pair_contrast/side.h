@@ -35,7 +35,10 @@ struct Side {
   std::vector<A> row, column;      // (padded) its place in the grid; empty without a radius
   std::vector<Extent> extents;     // (blocks); empty without a radius
   std::vector<Length<A>> lengths;  // (N) in `order`; of the others only where somebody needs them
-  std::vector<A> logs;             // (padded) logarithms of a token's sum of exponentials; empty but in InfoNCE
+
+  // (padded) of InfoNCE's anchors: the largest score, one over the sum of exponentials relative to it, and one over the
+  // number of positives.
+  std::vector<A> tops, shares, pulls;
 
   // In buffers that the images share:
   A* panels;  // (blocks, stride, kBlock)
@@ -90,13 +93,19 @@ template <typename A>
 PairSums pair_block(PairForm form, const Side<A>& left, const Side<A>& right, const PairRule<A>& rule, int64_t block,
                     int64_t width, A* tile, A* grad);
 
-// InfoNCE of a block of anchors: logarithms of the sums of exponentials, sums of positives' scores; `grad` becomes
-// Σ_j softmax_ij y_j.
-template <typename A>
-void anchor_block(const Side<A>& left, const Side<A>& right, A scale, int64_t block, int64_t width, A* tile,
-                  double* logs, double* positives, A* grad);  // (kBlock) both
+// InfoNCE of a block of anchors.
+struct AnchorSums {
+  double tops[kBlock], totals[kBlock];  // the largest score, and the sum of exponentials relative to it
+  double positives[kBlock];             // the sum of positives' scores
+};
 
-// The same from the other side: `grad` becomes Σ_i softmax_ij x_i for a block of those that anchors are compared with.
+// Its sums; `grad` becomes Σ_j softmax_ij y_j with y from `right`'s strips.
+template <typename A>
+AnchorSums anchor_block(const Side<A>& left, const Side<A>& right, A scale, int64_t block, int64_t width, A* tile,
+                        A* grad);
+
+// The same from the other side: `grad` becomes Σ_i (softmax_ij - 1 / |P_i| where j is in P_i) x_i for a block of those
+// that anchors are compared with.
 template <typename A>
 void compared_block(const Side<A>& left, const Side<A>& anchors, A scale, int64_t block, int64_t width, A* tile,
                     A* grad);

@@ -47,9 +47,11 @@ PairSums pair_block(PairForm form, const Side<A>& left, const Side<A>& right, co
 }
 
 template <typename A>
-void anchor_block(const Side<A>& left, const Side<A>& right, A scale, int64_t block, int64_t width, A* tile,
-                  double* logs, double* positives, A* grad) {
-  CALL_BEST_ISA(anchor_tiles, left, right, scale, block, width, stride_of(width), tile, logs, positives, grad);
+AnchorSums anchor_block(const Side<A>& left, const Side<A>& right, A scale, int64_t block, int64_t width, A* tile,
+                        A* grad) {
+  AnchorSums sums{};
+  CALL_BEST_ISA(anchor_tiles, left, right, scale, block, width, stride_of(width), tile, sums, grad);
+  return sums;
 }
 
 template <typename A>
@@ -69,7 +71,7 @@ INSTANTIATE(BFloat16)
 #define INSTANTIATE(A)                                                                                         \
   template PairSums pair_block<A>(PairForm, const Side<A>&, const Side<A>&, const PairRule<A>&, int64_t, int64_t, A*, \
                                   A*);                                                                         \
-  template void anchor_block<A>(const Side<A>&, const Side<A>&, A, int64_t, int64_t, A*, double*, double*, A*); \
+  template AnchorSums anchor_block<A>(const Side<A>&, const Side<A>&, A, int64_t, int64_t, A*, A*); \
   template void compared_block<A>(const Side<A>&, const Side<A>&, A, int64_t, int64_t, A*, A*);
 INSTANTIATE(float)
 INSTANTIATE(double)

@@ -113,15 +113,14 @@ TOCO_TARGET void pair_tiles(PairForm form, const Side<A>& left, const Side<A>& r
 }
 
 // InfoNCE of a block of anchors. As in flash attention, exponentials are relative to the largest score so far, and what
-// was added up shrinks when a larger one comes. `grad` becomes Σ_j softmax_ij y_j, `positives` Σ z_ij over positives.
+// was added up shrinks when a larger one comes.
 template <typename A>
 TOCO_TARGET void anchor_tiles(const Side<A>& left, const Side<A>& right, A scale, int64_t block, int64_t width,
-                              int64_t stride, A* tile, double* logs, double* positives, A* grad) {  // (kBlock) twice
+                              int64_t stride, A* tile, AnchorSums& sums, A* grad) {
   using V = typename Vector<A>::type;
   using U = typename Vector<A>::unaligned;
   constexpr int kSize = Vector<A>::kSize, kVectors = kBlock / kSize;
   if (grad) std::fill(grad, grad + stride * kBlock, A(0));
-  double totals[kBlock] = {};
   V top[kVectors];
   for (int v = 0; v < kVectors; ++v) top[v] = V{} - A(INFINITY);
   for (int64_t first = 0; first < right.blocks(); first += kTogether) {
@@ -151,9 +150,9 @@ TOCO_TARGET void anchor_tiles(const Side<A>& left, const Side<A>& right, A scale
       }
       top[v] = highest;
       for (int l = 0; l < kSize; ++l) {
-        double& sum = totals[v * kSize + l];
+        double& sum = sums.totals[v * kSize + l];
         sum = (first ? sum * double(factor[l]) : 0.0) + double(total[l]);
-        positives[v * kSize + l] += double(positive[l]);
+        sums.positives[v * kSize + l] += double(positive[l]);
       }
     }
     if (!grad) continue;
@@ -161,27 +160,34 @@ TOCO_TARGET void anchor_tiles(const Side<A>& left, const Side<A>& right, A scale
     add_gradient(right, first, depth, stride, tile, grad);
   }
   for (int i = 0; i < kBlock; ++i) {
-    logs[i] = double(top[i / kSize][i % kSize]) + std::log(totals[i]);
-    const A share = A(1 / totals[i]);
+    sums.tops[i] = double(top[i / kSize][i % kSize]);
+    const A share = A(1 / sums.totals[i]);
     for (int64_t k = 0; grad && k < stride; ++k) grad[k / kBlock * kBlock * kBlock + i * kBlock + k % kBlock] *= share;
   }
 }
 
-// The same from the other side: `grad` becomes Σ_i softmax_ij x_i for a block of those that anchors are compared with.
 template <typename A>
 TOCO_TARGET void compared_tiles(const Side<A>& left, const Side<A>& anchors, A scale, int64_t block, int64_t width,
                                 int64_t stride, A* tile, A* grad) {
   using V = typename Vector<A>::type;
+  using U = typename Vector<A>::unaligned;
   constexpr int kSize = Vector<A>::kSize;
   std::fill(grad, grad + stride * kBlock, A(0));
   for (int64_t first = 0; first < anchors.blocks(); first += kTogether) {
     int depth = 0;
     for (int64_t other = first; other < std::min(first + kTogether, anchors.blocks()); ++other)
       depth += multiply_blocks(left, anchors, block, other, width, stride, tile + (other - first) * kBlock * kBlock);
-    for (int64_t k = 0; k < depth * kBlock; k += kSize) {
-      V& z = *(V*)(tile + k);
-      z = z * scale - anchors.logs[first * kBlock + k / kBlock];
-      exp_nonpositive(z);
+    // Rounded before the largest is subtracted, as that was.
+    for (int64_t k = 0; k < depth * kBlock; k += kSize) *(V*)(tile + k) *= scale;
+    for (int j = 0; j < depth; ++j) {
+      const int64_t i = first * kBlock + j;
+      for (int64_t k = 0; k < kBlock; k += kSize) {
+        V& z = *(V*)(tile + j * kBlock + k);
+        V e = z - anchors.tops[i];
+        exp_nonpositive(e);
+        const V pull = *(const U*)(left.ids.data() + block * kBlock + k) == anchors.ids[i] ? V{} + anchors.pulls[i] : V{};
+        z = e * anchors.shares[i] - pull;
+      }
     }
     add_gradient(anchors, first, depth, stride, tile, grad);
   }

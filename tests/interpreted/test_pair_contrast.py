@@ -20,9 +20,7 @@ def affinity(features, labels, radius=None, scale=1.0, normalize=False, center=F
     tokens = features.flatten(2).mT if features.ndim == 4 else features
     where = (0, -1) if radius is None else (grid_width, radius)
     labels = labels.flatten(1)
-    return _Loss.apply(
-        triton_kernel.affinity_loss, tokens, labels, *where, scale, normalize, center, ignore_index
-    )
+    return _Loss.apply(triton_kernel.affinity_loss, tokens, labels, *where, scale, normalize, center, ignore_index)
 
 
 def contrast(x, y, labels_x, labels_y, form, temperature=1.0, normalize=True, ignore_index=255):
@@ -45,10 +43,7 @@ def test_affinity_loss(case, dtype):
 def test_contrast(case, dtype):
     make = CONTRAST.edges.get(case, CONTRAST.sample)
     inputs = to_dtype(make(), dtype)
-    if not to_dtype(inputs, torch.float32)["y"].isfinite().all() or case != "rising scores":
-        assert_matches_reference(contrast, CONTRAST.reference, inputs, differentiable=("x", "y"))
-    elif dtype == torch.float32:
-        assert_matches_reference(contrast, CONTRAST.reference, inputs, differentiable=("x", "y"))
+    assert_matches_reference(contrast, CONTRAST.reference, inputs, differentiable=("x", "y"))
 
 
 def test_layouts_and_neighbouring_memory():
