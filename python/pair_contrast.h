@@ -54,7 +54,8 @@ std::tuple<Tensor, Tensor, Tensor> contrast_on(const Tensor& x, const Tensor& y,
   check_labels(labels_y, y, "labels_y");
   const Tensor x_rows = token_rows(x), y_rows = token_rows(y), lx = dense(labels_x), ly = dense(labels_y);
   const ScalarType type = accumulate_type(x.scalar_type());
-  Tensor loss = empty(x, {}, type), grad_x = empty_grad(x, with_grad_x, type), grad_y = empty_grad(y, with_grad_y, type);
+  Tensor loss = empty(x, {}, type), grad_x = empty_grad(x, with_grad_x, type),
+         grad_y = empty_grad(y, with_grad_y, type);
   dispatch_floating(x.scalar_type(), "x", [&](auto zero) {
     using T = decltype(zero);
     using A = Accumulate<T>;

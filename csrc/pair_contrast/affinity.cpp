@@ -9,7 +9,8 @@ namespace {
 
 constexpr int64_t kDown = 4, kAcross = 8;  // a block's tokens lie in as compact a part of the grid as can be
 
-// Tokens of blocks that are compact in the grid, where distance matters, or else one by one; those that take part first.
+// Tokens of blocks that are compact in the grid, where distance matters, or else one by one; those that take part
+// first.
 template <typename A>
 void arrange(const int64_t* labels, int64_t tokens, const AffinityRule& rule, Side<A>& side) {
   side.order.resize(tokens);
@@ -52,7 +53,8 @@ Pairs count_near(const std::vector<int32_t>& ids, int64_t row, int64_t rows, con
     for (int64_t x = 0; x < rule.grid_width; ++x) {
       const int32_t id = ids[row * rule.grid_width + x];
       if (id < 0) continue;
-      const int64_t left = std::max<int64_t>(x - rule.radius, 0), right = std::min(x + rule.radius + 1, rule.grid_width);
+      const int64_t left = std::max<int64_t>(x - rule.radius, 0),
+                    right = std::min(x + rule.radius + 1, rule.grid_width);
       for (int64_t y = std::max<int64_t>(row - rule.radius, 0); y < std::min(row + rule.radius + 1, rows); ++y) {
         int32_t same = 0, all = 0;
         for (int64_t i = y * rule.grid_width + left; i < y * rule.grid_width + right; ++i) {
@@ -161,8 +163,8 @@ void affinity_loss_cpu(Tokens<T> features, const int64_t* labels, AffinityRule r
       const Side<A>& side = sides[places[i].image];
       const int64_t block = places[i].block;
       A *tile = scratch.data + thread * scratch_size, *grad = tile + scratch_of(stride);
-      const PairSums sums = pair_block(PairForm::kSigmoid, side, side, weights, block, s.width, tile,
-                                       grad_features ? grad : nullptr);
+      const PairSums sums =
+          pair_block(PairForm::kSigmoid, side, side, weights, block, s.width, tile, grad_features ? grad : nullptr);
       for (int64_t k = 0; k < std::min(kBlock, side.count - block * kBlock); ++k) {
         losses[i] += sums.losses[k];
         steepness[i] += sums.slopes[k];
@@ -197,9 +199,9 @@ void affinity_loss_cpu(Tokens<T> features, const int64_t* labels, AffinityRule r
   });
 }
 
-#define INSTANTIATE(T)                                                                                               \
-  template void affinity_loss_cpu<T>(Tokens<T>, const int64_t*, AffinityRule, Accumulate<T>*, Accumulate<T>*, PairShape, \
-                                     const Parallel&);
+#define INSTANTIATE(T)                                                                                        \
+  template void affinity_loss_cpu<T>(Tokens<T>, const int64_t*, AffinityRule, Accumulate<T>*, Accumulate<T>*, \
+                                     PairShape, const Parallel&);
 INSTANTIATE(float)
 INSTANTIATE(double)
 INSTANTIATE(Half)

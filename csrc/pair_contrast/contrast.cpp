@@ -143,9 +143,8 @@ class ImageContrast {
       A* row = input.grad + (b * input.count + n) * s_.width;
       for (int64_t d = 0; d < s_.width; ++d) row[d] = factor * grad[(d / kBlock * kBlock + k) * kBlock + d % kBlock];
       pull(int64_t(side.ids[at]), row);
-      if (rule_.normalize) best_isa([&]() TOCO_INLINE {
-        gradient_of_token(input.tokens.at(b, n), side.lengths[at], s_.width, row);
-      });
+      if (rule_.normalize)
+        best_isa([&]() TOCO_INLINE { gradient_of_token(input.tokens.at(b, n), side.lengths[at], s_.width, row); });
     }
   }
 
@@ -242,7 +241,7 @@ void contrast_cpu(Tokens<T> x_tokens, Tokens<T> y_tokens, const int64_t* labels_
   *loss = A(total);
 }
 
-#define INSTANTIATE(T)                                                                                       \
+#define INSTANTIATE(T)                                                                                              \
   template void contrast_cpu<T>(Tokens<T>, Tokens<T>, const int64_t*, const int64_t*, ContrastRule, Accumulate<T>*, \
                                 Accumulate<T>*, Accumulate<T>*, PairShape, const Parallel&);
 INSTANTIATE(float)

@@ -11,10 +11,10 @@ namespace toco {
 enum class PairForm { kAbsCos, kSigmoid, kInfoNce };
 
 struct AffinityRule {
-  int64_t grid_width;       // tokens in a row of the grid; not read without a radius
-  int64_t radius;           // how many rows and columns a pair may lie apart; < 0: any
-  double scale;             // of scores
-  bool normalize, center;   // whether features become unit vectors, and whether the mean score is subtracted
+  int64_t grid_width;      // tokens in a row of the grid; not read without a radius
+  int64_t radius;          // how many rows and columns a pair may lie apart; < 0: any
+  double scale;            // of scores
+  bool normalize, center;  // whether features become unit vectors, and whether the mean score is subtracted
   int64_t ignore_index;
 };
 

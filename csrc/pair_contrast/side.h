@@ -9,8 +9,8 @@
 
 namespace toco {
 
-constexpr int64_t kBlock = 32;          // tokens that are packed together, a panel of common/panels.h
-constexpr int64_t kTogether = 4;        // blocks whose pairs are multiplied before their gradient is added up
+constexpr int64_t kBlock = 32;            // tokens that are packed together, a panel of common/panels.h
+constexpr int64_t kTogether = 2;          // blocks whose pairs are multiplied before their gradient is added up
 constexpr double kShortestToken = 1e-12;  // a norm below this counts as this
 
 // The rows and columns of the grid that a block's tokens lie in.

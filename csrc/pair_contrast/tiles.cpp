@@ -10,7 +10,8 @@ namespace toco {
 template <typename T, typename A>
 void pack_block(Tokens<T> tokens, int64_t image, int64_t width, bool normalize, bool all, int64_t block, Side<A>& side,
                 A* rows) {
-  const int64_t begin = block * kBlock, stride = stride_of(width), end = std::min<int64_t>(begin + kBlock, side.order.size());
+  const int64_t begin = block * kBlock, stride = stride_of(width),
+                end = std::min<int64_t>(begin + kBlock, side.order.size());
   const int count = int(std::max<int64_t>(std::min(end, side.count) - begin, 0));
   const A* sources[kBlock];
   A ones[kBlock];
@@ -68,10 +69,10 @@ INSTANTIATE(Half)
 INSTANTIATE(BFloat16)
 #undef INSTANTIATE
 
-#define INSTANTIATE(A)                                                                                         \
+#define INSTANTIATE(A)                                                                                                \
   template PairSums pair_block<A>(PairForm, const Side<A>&, const Side<A>&, const PairRule<A>&, int64_t, int64_t, A*, \
-                                  A*);                                                                         \
-  template AnchorSums anchor_block<A>(const Side<A>&, const Side<A>&, A, int64_t, int64_t, A*, A*); \
+                                  A*);                                                                                \
+  template AnchorSums anchor_block<A>(const Side<A>&, const Side<A>&, A, int64_t, int64_t, A*, A*);                   \
   template void compared_block<A>(const Side<A>&, const Side<A>&, A, int64_t, int64_t, A*, A*);
 INSTANTIATE(float)
 INSTANTIATE(double)

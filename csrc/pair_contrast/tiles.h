@@ -18,7 +18,8 @@ TOCO_TARGET static inline int multiply_blocks(const Side<A>& left, const Side<A>
 // grad += slopesᵀ · tokens, for `depth` tokens of the right side from block `first` on.
 template <typename A>
 TOCO_TARGET static inline void add_gradient(const Side<A>& right, int64_t first, int depth, int64_t stride,
-                                            const A* slopes, A* grad) {  // (depth, kBlock), (stride / kBlock, kBlock, kBlock)
+                                            const A* slopes,
+                                            A* grad) {  // (depth, kBlock), (stride / kBlock, kBlock, kBlock)
   for (int64_t strip = 0; strip < stride / kBlock; ++strip)
     multiply_add(slopes, right.strips + (strip * right.padded() + first * kBlock) * kBlock, kBlock, depth, int(kBlock),
                  grad + strip * kBlock * kBlock, kBlock);
@@ -185,7 +186,8 @@ TOCO_TARGET void compared_tiles(const Side<A>& left, const Side<A>& anchors, A s
         V& z = *(V*)(tile + j * kBlock + k);
         V e = z - anchors.tops[i];
         exp_nonpositive(e);
-        const V pull = *(const U*)(left.ids.data() + block * kBlock + k) == anchors.ids[i] ? V{} + anchors.pulls[i] : V{};
+        const V pull =
+            *(const U*)(left.ids.data() + block * kBlock + k) == anchors.ids[i] ? V{} + anchors.pulls[i] : V{};
         z = e * anchors.shares[i] - pull;
       }
     }

@@ -8,11 +8,19 @@ from toco_kernels._library import _Loss, _LossOfTwo
 from toco_kernels.pair_contrast import triton_kernel
 from toco_kernels.testing import assert_matches_reference, run, to_dtype
 
-AFFINITIES = ("as in ExCEL", "centred products", "labels are the image", "one image ignored", "all ignored, centred")
-AFFINITIES += ("no channels, centred", "zero vectors", "NaN in ignored tokens", "empty batch", "one patch")
-PAIRS = ("cosines", "affinities of cosines", "products, InfoNCE", "text prototypes", "no pair alike", "large labels")
+AFFINITIES = ("unit vectors", "centred products", "labels are the image", "one image ignored", "no channels, centred")
+AFFINITIES += ("zero vectors", "NaN in ignored tokens", "empty batch")
+PAIRS = ("affinities of cosines", "products, InfoNCE", "text prototypes", "no pair alike, cosines", "large labels")
 PAIRS += ("all of y ignored", "rising scores", "scores beyond float32's exp", "no channels", "no y", "zero vectors")
-PAIRS += ("zero vectors, InfoNCE", "NaN in ignored tokens")
+PAIRS += ("zero vectors, InfoNCE", "NaN in ignored tokens", "several blocks of cosines")
+HALF = ("sample", "centred products", "affinities of cosines")
+
+
+def each(room, names):
+    """Cases in float32, and some in float16."""
+    cases = [(name, torch.float32) for name in ("sample", *names)]
+    cases += [(name, torch.float16) for name in HALF if name in ("sample", *names)]
+    return [pytest.param(room.edges.get(name, room.sample), dtype, id=f"{name}-{dtype}") for name, dtype in cases]
 
 
 def affinity(features, labels, radius=None, scale=1.0, normalize=False, center=False, ignore_index=255):
@@ -30,18 +38,14 @@ def contrast(x, y, labels_x, labels_y, form, temperature=1.0, normalize=True, ig
     return _LossOfTwo.apply(triton_kernel.contrast, (True, True), x, y, *options)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
-@pytest.mark.parametrize("case", ["sample", *AFFINITIES])
-def test_affinity_loss(case, dtype):
-    make = AFFINITY_LOSS.edges.get(case, AFFINITY_LOSS.sample)
+@pytest.mark.parametrize(("make", "dtype"), each(AFFINITY_LOSS, AFFINITIES))
+def test_affinity_loss(make, dtype):
     inputs = to_dtype(make(), dtype)
     assert_matches_reference(affinity, AFFINITY_LOSS.reference, inputs, differentiable=("features",))
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
-@pytest.mark.parametrize("case", ["sample", *PAIRS])
-def test_contrast(case, dtype):
-    make = CONTRAST.edges.get(case, CONTRAST.sample)
+@pytest.mark.parametrize(("make", "dtype"), each(CONTRAST, PAIRS))
+def test_contrast(make, dtype):
     inputs = to_dtype(make(), dtype)
     assert_matches_reference(contrast, CONTRAST.reference, inputs, differentiable=("x", "y"))
 
