@@ -6,12 +6,17 @@
 
 static_assert(kPanel == kBlock, "a block is a panel");
 
+constexpr int64_t kDeep = 64;  // columns of two panels that stay in the first cache beside a tile
+
 // The products of a block of the left side with a block of the right.
 template <typename A>
 TOCO_TARGET static inline int multiply_blocks(const Side<A>& left, const Side<A>& right, int64_t block, int64_t other,
                                               int64_t width, int64_t stride, A* tile) {
   const int rows = int(std::min(kBlock, right.count - other * kBlock));
-  multiply_panels(right.panels + other * stride * kBlock, left.panels + block * stride * kBlock, width, rows, tile);
+  const A *above = right.panels + other * stride * kBlock, *beside = left.panels + block * stride * kBlock;
+  std::fill(tile, tile + kBlock * kBlock, A(0));
+  for (int64_t k = 0; k < width; k += kDeep)
+    multiply_add(above + k * kPanel, beside + k * kPanel, kPanel, std::min(kDeep, width - k), rows, tile, kPanel);
   return rows;
 }
 

@@ -12,7 +12,7 @@ import triton
 from torch import Tensor
 
 from ..common.triton_rows import ALIGN, ROWS, rows_kernel, sum_kernel
-from .triton_pairs import count_kernel, finish_kernel, logs_kernel, pairs_kernel, weights_kernel
+from .triton_pairs import anchors_kernel, count_kernel, finish_kernel, pairs_kernel, weights_kernel
 
 SHORTEST = 1e-12  # a norm below this counts as this
 TILE = {"BLOCK_N": 64, "BLOCK_M": 32, "BLOCK_K": 32}
@@ -134,8 +134,8 @@ def contrast(
     left = _Side.of(x, labels_x, ignore_index, normalize=normalize, read_all=False)
     alike, weights = _count(left, right, ignore_index, (1, 0), False)
     if form == "info_nce":
-        logs, losses = _logs(left, right, alike, weights, ignore_index, scale)
-        anchors = {"alike": alike, "logs": logs}
+        sums, losses = _anchors(left, right, alike, weights, ignore_index, scale)
+        anchors = {"alike": alike, "sums": sums}
     else:
         anchors = {}
     options = form, ignore_index, scale, 1.0
@@ -183,20 +183,20 @@ def _count(x: _Side, y: _Side, ignore_index: int, distance: tuple[int, int], nea
     return alike, weights
 
 
-def _logs(
+def _anchors(
     x: _Side, y: _Side, alike: Tensor, weights: Tensor, ignore_index: int, scale: float
-) -> tuple[Tensor, Tensor]:  # (B, N), (B, blocks)
-    """InfoNCE: logarithms of anchors' sums, and losses of blocks of anchors."""
+) -> tuple[Tensor, Tensor]:  # (2, B, N), (B, blocks)
+    """InfoNCE: anchors' largest scores and sums of exponentials, and losses of blocks of anchors."""
     batch = len(x.labels)
-    logs, losses = _new(x.rows, batch, x.count), _new(x.rows, batch, x.blocks)
-    logs_kernel[(x.blocks, batch)](
+    sums, losses = _new(x.rows, 2, batch, x.count), _new(x.rows, batch, x.blocks)
+    anchors_kernel[(x.blocks, batch)](
         x.rows,
         y.rows,
         x.labels,
         y.labels,
         alike,
         weights,
-        logs,
+        sums,
         losses,
         x.count,
         y.count,
@@ -210,7 +210,7 @@ def _logs(
         **TILE,
         **OPTIONS,
     )
-    return logs, losses
+    return sums, losses
 
 
 def _pairs(
@@ -227,7 +227,7 @@ def _pairs(
     distance: tuple[int, int] = (1, 0),
     near: bool = False,
     alike: Tensor | None = None,
-    logs: Tensor | None = None,
+    sums: Tensor | None = None,
     anchors_are_y: bool = False,
 ) -> tuple[Tensor, Tensor]:  # (B, blocks) both
     """Losses, and sums of derivatives by products, of blocks of x; the gradient by x's rows where it is wanted."""
@@ -240,7 +240,7 @@ def _pairs(
         x.labels,
         y.labels,
         alike,
-        logs,
+        sums,
         weights,
         _new(x.rows).zero_() if shift is None else shift,
         losses,

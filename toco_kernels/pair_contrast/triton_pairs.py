@@ -112,14 +112,14 @@ def products(
 
 
 @triton.jit(do_not_specialize=["x_count", "y_count", "channels", "ignore_index", "scale"])
-def logs_kernel(
+def anchors_kernel(
     x,  # (B, x_rows, pitch)
     y,  # (B, y_rows, pitch)
     labels_x,  # (B, N)
     labels_y,  # (B, M)
     alike,  # (B, N)
     weights,  # (3)
-    logs,  # (B, N): of the sum of exponentials of an anchor's scores
+    sums,  # (2, B, N): an anchor's largest score, and the sum of exponentials relative to it
     losses,  # (B, blocks)
     x_count,
     y_count,
@@ -153,9 +153,12 @@ def logs_kernel(
         base = tl.where(highest == float("-inf"), 0.0, highest)
         total = total * tl.exp(top - base) + tl.sum(tl.exp(z - base[:, None]), axis=1)
         top = highest
-    log = tl.where(positives > 0, top + tl.log(total), 0.0)
-    tl.store(logs + image * x_count + i, log, mask=i < x_count)
-    loss = tl.where(positives > 0, log - tl.div_rn(positive, tl.maximum(positives, 1).to(tl.float32)), 0.0)
+    top, total = tl.where(positives > 0, top, 0.0), tl.where(positives > 0, total, 1.0)
+    plane = tl.num_programs(1).to(tl.int64) * x_count
+    tl.store(sums + image * x_count + i, top, mask=i < x_count)
+    tl.store(sums + plane + image * x_count + i, total, mask=i < x_count)
+    loss = top - tl.div_rn(positive, tl.maximum(positives, 1).to(tl.float32)) + tl.log(total)
+    loss = tl.where(positives > 0, loss, 0.0)
     tl.store(losses + image * tl.num_programs(0) + block, tl.load(weights + 2) * tl.sum(loss))
 
 
@@ -168,7 +171,7 @@ def pairs_kernel(
     labels_x,  # (B, N)
     labels_y,  # (B, M)
     alike,  # (B, anchors): their positives, in InfoNCE
-    logs,  # (B, anchors), in InfoNCE
+    sums,  # (2, B, anchors), in InfoNCE
     weights,  # (3)
     shift,  # () float32
     losses,  # (B, blocks), but for InfoNCE
@@ -196,7 +199,7 @@ def pairs_kernel(
     WITH_GRAD: tl.constexpr,
 ):
     """Some x against all y, for some channels of the gradient; scores are computed again for every block of those."""
-    block, image = tl.program_id(1), tl.program_id(2).to(tl.int64)
+    block, image, images = tl.program_id(1), tl.program_id(2).to(tl.int64), tl.num_programs(2)
     i = block * BLOCK_N + tl.arange(0, BLOCK_N)
     d = tl.program_id(0) * BLOCK_D + tl.arange(0, BLOCK_D)
     x += image * x_rows * pitch
@@ -217,12 +220,15 @@ def pairs_kernel(
         if FORM == INFO_NCE:
             if ANCHORS_ARE_Y:
                 positives = tl.load(alike + image * y_count + j, mask=j < y_count, other=0)[None, :]
-                log = tl.load(logs + image * y_count + j, mask=j < y_count, other=0)[None, :]
+                top = tl.load(sums + image * y_count + j, mask=j < y_count, other=0)[None, :]
+                total = tl.load(sums + (images + image) * y_count + j, mask=j < y_count, other=1)[None, :]
             else:
                 positives = tl.load(alike + image * x_count + i, mask=i < x_count, other=0)[:, None]
-                log = tl.load(logs + image * x_count + i, mask=i < x_count, other=0)[:, None]
+                top = tl.load(sums + image * x_count + i, mask=i < x_count, other=0)[:, None]
+                total = tl.load(sums + (images + image) * x_count + i, mask=i < x_count, other=1)[:, None]
             pull = tl.where(matches, tl.div_rn(1.0, tl.maximum(positives, 1).to(tl.float32) + tl.zeros_like(z)), 0.0)
-            g = tl.where(pairs & (positives > 0), tl.load(weights + 2) * (tl.exp(z - log) - pull), 0.0)
+            push = tl.div_rn(tl.exp(z - top), total + tl.zeros_like(z))
+            g = tl.where(pairs & (positives > 0), tl.load(weights + 2) * (push - pull), 0.0)
         else:
             z -= tl.load(shift)
             weight = tl.where(pairs, tl.where(matches, same, different), 0.0)
