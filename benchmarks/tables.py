@@ -50,7 +50,7 @@ def fill(readme: str, machines: list[dict]) -> str:
 
 def render(machine: dict, commit: str, rows: list[dict]) -> str:
     """One Markdown table per operator."""
-    place = machine["gpu"] or f"{machine['cpu']}, {machine['cores']} cores"
+    place = machine["gpu"] or f"{machine['cpu']}, {machine['isa']}, {machine['cores']} cores"
     return "\n".join(
         f"**`{op}`** on {place}, torch {machine['torch']}, commit {commit}\n\n"
         + _table([row for row in rows if row["op"] == op])
