@@ -50,33 +50,31 @@ def rows_kernel(
         x = tl.load(tokens + source + d.to(tl.int64) * stride_d, mask=(patch >= 0)[:, None] & (d < channels), other=0)
         tl.store(rows + d, x.to(rows.dtype.element_ty), mask=d < pitch)
         largest = tl.maximum(largest, tl.max(tl.abs(x.to(tl.float32)), axis=1))
-    if not NORMALIZE:
-        return
-    tl.debug_barrier()
-    exponent = largest.to(tl.int32, bitcast=True) >> 23
-    top: tl.constexpr = 15 if rows.dtype.element_ty == tl.float16 else 0
-    power = 254 + top - exponent
-    power = tl.where(exponent == 255, 127, tl.minimum(tl.maximum(power, 1), 254))
-    scale = (power << 23).to(tl.float32, bitcast=True)
-    squares = tl.zeros([BLOCK_N], tl.float32)
-    for first in range(0, pitch, BLOCK_D):
-        d = first + tl.arange(0, BLOCK_D)[None, :]
-        x = tl.load(rows + d, mask=d < pitch, other=0).to(tl.float32) * scale[:, None]
-        squares += tl.sum(x * x, axis=1)
-    tl.debug_barrier()
-    length, least = tl.sqrt_rn(squares), SHORTEST * scale
-    unit = tl.div_rn(1.0, tl.where(length < least, least, length))  # not a maximum: NaN stays
-    tl.store(inverses + image * row_count + n, tl.where(squares == 0, 0.0, unit * scale))
-    if rows.dtype.element_ty == tl.float32:
-        factor = unit[:, None]
-        tl.store(units + image * row_count + n, tl.full([BLOCK_N], 1.0, tl.float32))
-    else:
-        factor = tl.full([BLOCK_N, 1], 1.0, tl.float32)
-        tl.store(units + image * row_count + n, unit)
-    for first in range(0, pitch, BLOCK_D):
-        d = first + tl.arange(0, BLOCK_D)[None, :]
-        x = tl.load(rows + d, mask=d < pitch, other=0).to(tl.float32) * scale[:, None] * factor
-        tl.store(rows + d, x.to(rows.dtype.element_ty), mask=d < pitch)
+    if NORMALIZE:
+        tl.debug_barrier()
+        exponent = largest.to(tl.int32, bitcast=True) >> 23
+        top: tl.constexpr = 15 if rows.dtype.element_ty == tl.float16 else 0
+        power = 254 + top - exponent
+        power = tl.where(exponent == 255, 127, tl.minimum(tl.maximum(power, 1), 254))
+        scale = (power << 23).to(tl.float32, bitcast=True)
+        squares = tl.zeros([BLOCK_N], tl.float32)
+        for first in range(0, pitch, BLOCK_D):
+            d = first + tl.arange(0, BLOCK_D)[None, :]
+            x = tl.load(rows + d, mask=d < pitch, other=0).to(tl.float32) * scale[:, None]
+            squares += tl.sum(x * x, axis=1)
+        tl.debug_barrier()
+        length, least = tl.sqrt_rn(squares), SHORTEST * scale
+        divisor = tl.where(length < least, least, length)  # not a maximum: NaN stays
+        unit = tl.div_rn(1.0, divisor)
+        tl.store(inverses + image * row_count + n, tl.where(squares == 0, 0.0, unit * scale))
+        exact: tl.constexpr = rows.dtype.element_ty == tl.float32
+        tl.store(units + image * row_count + n, tl.full([BLOCK_N], 1.0, tl.float32) if exact else unit)
+        for first in range(0, pitch, BLOCK_D):
+            d = first + tl.arange(0, BLOCK_D)[None, :]
+            x = tl.load(rows + d, mask=d < pitch, other=0).to(tl.float32) * scale[:, None]
+            if exact:  # by division: the error of an inverse would be that of all channels, and of every product
+                x = tl.div_rn(x, divisor[:, None] + tl.zeros_like(x))
+            tl.store(rows + d, x.to(rows.dtype.element_ty), mask=d < pitch)
 
 
 @triton.jit(do_not_specialize=["count", "constant"])
