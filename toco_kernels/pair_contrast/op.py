@@ -46,7 +46,7 @@ def affinity_loss(
 
     over ordered pairs of which neither is ignored, and which lie at most `radius` rows and `radius` columns apart;
     n+ and n- count them in the whole batch. f is the features, with `normalize` unit vectors; m is 0, or with `center`
-    the mean of <f[i], f[j]> over all pairs of all images, whatever their labels, and the gradient flows through it.
+    the mean of `<f[i], f[j]>` over all pairs of all images, whatever their labels, and the gradient flows through it.
 
     WeCLIP: `radius=8`, the rest as it is. ExCEL: `radius=8, scale=3.0, normalize=True, center=True`. AFA itself takes A
     from attention maps; where A is a matrix that exists anyway, `compat.get_aff_loss` is the loss on it.
@@ -107,7 +107,7 @@ def contrast(
 ) -> Tensor:  # ()
     """Contrast of tokens x with other tokens y: those with the same label agree, those with different labels do not.
 
-    With the scores z[i, j] = <x[i], y[j]> / temperature, of unit vectors unless `normalize` is off, over pairs of one
+    With the scores `z[i, j] = <x[i], y[j]> / temperature`, of unit vectors unless `normalize` is off, over pairs of one
     image of which neither is ignored, and the numbers n+ and n- of pairs with the same and with different labels in the
     whole batch:
 
