@@ -14,8 +14,9 @@ all weights or of one loss, and the mean over all steps and seeds,
 
 Distances are relative: of weights to their norm, the geometric mean over all parameters; of a loss to the largest that
 it was in the published run, or to a hundredth of the largest sum of all losses where that is more (the published
-class-token contrast of crops that all show an object is nearly 0, and float32 has few digits of it). The mean of logarithms weighs early steps as much as late
-ones, where everything has drifted apart: a loss that is wrong by 0.1 % is seen in its first step.
+class-token contrast of crops that all show an object is nearly 0, and float32 has few digits of it). The mean of
+logarithms weighs early steps as much as late ones, where everything has drifted apart: a loss that is wrong by 0.1 % is
+seen in its first step.
 """
 
 import copy
