@@ -39,6 +39,14 @@ test: build  ## all tests, by two processes
 bench: build  ## all benchmarks
 	$(here) -m pytest benchmarks $(select)
 
+.PHONY: fuzz
+fuzz: build  ## for a night: 10,000 drawn cases of every operator; goes on where it ended (OPTIONS='--shard 1/4')
+	OMP_NUM_THREADS=1 $(here) tests/fuzz.py $(OPTIONS) $(if $(ONLY),--only $(ONLY))
+
+.PHONY: asan
+asan: $(environment)  ## CPU kernels under the address and undefined-behaviour sanitizers
+	$(here) tests/sanitized.py $(if $(ONLY),-k '$(ONLY)')
+
 .PHONY: check
 check: $(environment)  ## sources as ruff and clang-format want them, tables as measured, documentation without a warning
 	@status=0; set -x; \
@@ -54,9 +62,12 @@ docs: $(environment)  ## the documentation, in build/site
 	$(site)
 
 .PHONY: wheel
-wheel: $(environment)  ## a wheel for this Python and every torch since 2.11, in dist/
-	rm -rf build/lib* build/bdist*
-	$(PYTHON) -m pip wheel --no-build-isolation --no-deps --wheel-dir dist .
+wheel: $(environment)  ## wheels in dist/: manylinux for this Python (or PYTHONS='python3.10 …'), and one of pure Python
+	$(PYTHON) .ci/wheels.py $(PYTHONS)
+
+.PHONY: release-test
+release-test:  ## try the wheels in dist/ in fresh environments, under the oldest torch and the newest
+	$(PYTHON) .ci/release_test.py $(OPTIONS)
 
 .PHONY: clean
 clean:  ## remove everything built; .venv stays

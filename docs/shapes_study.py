@@ -42,9 +42,20 @@ def without_losses(*losses: str) -> Callable[[dict], dict]:
     return change
 
 
+def without_weights(*losses: str) -> Callable[[dict], dict]:
+    """No weight for these losses in `config`, which has no stages."""
+
+    def change(values: dict) -> dict:
+        weights = {name: w for name, w in values["config"]["weights"].items() if name not in losses}
+        return values | {"config": values["config"] | {"weights": weights}}
+
+    return change
+
+
 # method -> variant -> from the settings of its preset to those of the variant
 VARIANTS: dict[str, dict[str, Callable[[dict], dict]]] = {
     "toco": {"with": as_preset, "without": without_losses("ptc", "ctc")},
+    "ppc": {"with": as_preset, "without": without_weights("cross_prototype", "cross_cam", "intra")},
 }
 
 

@@ -20,6 +20,7 @@ pytest.importorskip("torchvision", reason='needs pip install "toco-kernels[train
 pytest.importorskip("timm", reason='needs pip install "toco-kernels[train]"')
 
 from PIL import Image
+from ppc_inputs import small_job
 from voc_folder import make_folder
 
 from toco_kernels.training import checkpoints, recipes
@@ -232,6 +233,11 @@ def toco_job(run):
     return Job(run, "toco", settings, log_every=1, device="cpu", evaluate_images=(2, 4))
 
 
+def ppc_job(run):
+    """All losses. Batch norms are frozen, as published, and nothing is dropped: those would be of a process's own."""
+    return small_job(run, "steps=3", "freeze_norms=true", "config.contrast_from=1")
+
+
 def train_in_each(folder):
     """What every process does. A group is joined once: a second one may meet what is left of the first."""
     processes = Processes.join("cpu")
@@ -240,6 +246,7 @@ def train_in_each(folder):
         quiet(job(folder / "two", settings=SMALL, checkpoint_every=3))
         quiet(job(folder / "both", settings=SMALL, checkpoint_every=3), resume=True)
         quiet(toco_job(folder / "toco-two"))
+        quiet(ppc_job(folder / "ppc-two"))
     processes.leave()
 
 
@@ -253,6 +260,7 @@ def trained(tmp_path_factory):
         quiet(job(folder / name, settings=SMALL, checkpoint_every=3))
     (folder / "both" / "checkpoints" / "step-00000006.pt").unlink()
     quiet(toco_job(folder / "toco-one"))
+    quiet(ppc_job(folder / "ppc-one"))
     torch.set_num_threads(threads)
     script = folder / "child.py"
     lines = f"import pathlib, sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import test_training_loop\n"
@@ -283,6 +291,13 @@ def test_two_processes_train_toco_as_one_does(trained):
             assert two[name] == pytest.approx(one[name], rel=1e-4, abs=1e-6), (name, one, two)
         assert one["ptc"] > 0
         assert one["ctc"] > 0
+
+
+def test_two_processes_train_ppc_as_one_does(trained):
+    for one, two in zip(losses(trained / "ppc-one"), losses(trained / "ppc-two"), strict=True):
+        for name in one:
+            assert two[name] == pytest.approx(one[name], rel=1e-4, abs=1e-6), (name, one, two)
+    assert one["intra"] > 0
 
 
 def test_two_processes_are_resumed(trained):
