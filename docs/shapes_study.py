@@ -70,8 +70,8 @@ def result_file(method: str) -> Path:
     return Path(__file__).with_name(f"shapes_study_{method}.json")
 
 
-def study(method: str, out: Path, steps: int | None) -> list[dict]:
-    """Train what is missing; a row for each run."""
+def study(method: str, out: Path, steps: int | None) -> None:
+    """Train what is missing, and write a row for each run; of fewer steps than the preset's they are only printed."""
     rows = []
     for seed in SEEDS:
         for variant in VARIANTS[method]:
@@ -82,7 +82,8 @@ def study(method: str, out: Path, steps: int | None) -> list[dict]:
             rows.append({"variant": variant, "seed": seed, "steps": metrics["steps"], "images": metrics["images"]})
             rows[-1] |= {name: None if metrics[name] is None else round(metrics[name], 4) for name in NUMBERS}
             print(rows[-1], flush=True)
-    return rows
+            if steps is None:
+                result_file(method).write_text(json.dumps(rows, indent=1) + "\n")
 
 
 def table() -> str:
@@ -122,9 +123,7 @@ def main() -> None:
     parser.add_argument("--table", action="store_true", help="write the README's table")
     args = parser.parse_args()
     if args.method:
-        rows = study(args.method, args.out, args.steps)
-        if args.steps is None:
-            result_file(args.method).write_text(json.dumps(rows, indent=1) + "\n")
+        study(args.method, args.out, args.steps)
     if args.table:
         write_table()
 

@@ -12,10 +12,11 @@ all weights or of one loss, and the mean over all steps and seeds,
 
     ratio = exp(mean(log d_ours - log d_nudged))  <=  2       d counts as 2⁻²² at least, two roundings of float32
 
-Distances are relative: of weights to their norm, of a loss to the largest that it was in the published run, or to a
-hundredth of the largest sum of all losses where that is more (the published class-token contrast of crops that all show
-an object is nearly 0, and float32 has few digits of it). The mean of logarithms weighs early steps as much as late
-ones, where everything has drifted apart: a loss that is wrong by 0.1 % is seen in its first step.
+Distances are relative: of weights to their norm, the geometric mean over all parameters; of a loss to the largest that
+it was in the published run, or to a hundredth of the largest sum of all losses where that is more (the published
+class-token contrast of crops that all show an object is nearly 0, and float32 has few digits of it). The mean of
+logarithms weighs early steps as much as late ones, where everything has drifted apart: a loss that is wrong by 0.1 % is
+seen in its first step.
 """
 
 import copy
@@ -149,13 +150,16 @@ def nudge_(module: nn.Module, seed: int) -> None:
 
 @torch.no_grad()
 def distance(module: nn.Module, other: nn.Module) -> float:
-    """The relative L2 distance of all parameters."""
-    squares = [
-        torch.stack([(a.double() - b.double()).square().sum(), b.double().square().sum()])
+    """The geometric mean over all parameters, biases and matrices alike, of their relative L2 distances.
+
+    One norm over everything would be that of a few: the biases of attention's keys have gradients that are rounding and
+    nothing else, which Adam makes as large as any other, and a ReLU that is off by a rounding moves one matrix.
+    """
+    distances = [
+        (a.double() - b.double()).norm() / b.double().norm().clamp(min=1e-30)
         for a, b in zip(module.parameters(), other.parameters(), strict=True)
     ]
-    difference, size = torch.stack(squares).sum(0).sqrt().tolist()
-    return difference / max(size, 1e-30)
+    return torch.stack(distances).clamp(min=LEAST).log().mean().exp().item()
 
 
 def _ratio(ours: np.ndarray, nudged: np.ndarray) -> float:
