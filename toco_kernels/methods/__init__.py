@@ -1,7 +1,8 @@
 """Whole training methods, built from the operators: modules for a training loop of one's own.
 
-`ToCo` is the method of Ru et al. (CVPR 2023); `ToCoCriterion` its losses and labels for another network. Backbones come
-from timm, which is installed by `pip install 'toco-kernels[train]'`.
+`ToCo` is the method of Ru et al. (CVPR 2023); `ToCoCriterion` its losses and labels for another network. `TKPPCL` and
+`TKPPCLCriterion` are TKP-PCL, as far as it is known. Backbones come from timm, which is installed by
+`pip install 'toco-kernels[train]'`.
 """
 
 from .backbone import Backbone, Tokens
@@ -10,17 +11,24 @@ from .config import COCO, CONFIGS, TINY, VOC, Optimisation, Quirks, Stage, ToCoC
 from .criterion import ToCoCriterion, ToCoOutput
 from .distributed import shard_
 from .optimisation import learning_rate_factor, parameter_groups
+from .tkp_pcl import TKPPCL, TKPPCL_COCO, TKPPCL_VOC, TKPPCLConfig, TKPPCLCriterion, TKPPCLOutput
 from .toco import ToCo
 
 __all__ = [
     "COCO",
     "CONFIGS",
     "TINY",
+    "TKPPCL",
+    "TKPPCL_COCO",
+    "TKPPCL_VOC",
     "VOC",
     "Backbone",
     "Optimisation",
     "Quirks",
     "Stage",
+    "TKPPCLConfig",
+    "TKPPCLCriterion",
+    "TKPPCLOutput",
     "ToCo",
     "ToCoConfig",
     "ToCoCriterion",

@@ -106,7 +106,7 @@ class Predictor:
             nothing = np.zeros(image.shape[:2], np.uint8)
             prediction = nothing if segmentation is None else segmentation.argmax(0).astype(np.uint8)
             refined = pseudo_label(image, cams, labels, settings)
-            rows.append([image, records.heat(image, cams.max(0)), refined, prediction, data.mask(index)])
+            rows.append([image, records.heat(image, cams[-len(labels) :].max(0)), refined, prediction, data.mask(index)])
         return records.grid(rows)
 
 
