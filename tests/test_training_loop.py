@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -63,8 +64,10 @@ def assert_same_weights(a, b):
 
 
 def test_a_run(tmp_path, capsys):
-    metrics = train(job(tmp_path, picture_every=3, evaluate_every=6))
-    assert "6/6" in capsys.readouterr().err
+    metrics = train(job(tmp_path, picture_every=4, evaluate_every=6))
+    shown = capsys.readouterr().err
+    assert "6/6" in shown
+    assert re.search(r"\d\d:\d\d<\d\d:\d\d, .*loss=\d.*cls=\d.*agree=\d", shown), "time left, and losses"
     assert json.loads((tmp_path / "metrics.json").read_text()) == metrics
     assert metrics["split"] == "test"
     assert metrics["images"] == 4
@@ -79,7 +82,9 @@ def test_a_run(tmp_path, capsys):
     assert len(config["weights_sha256"]) == 64
     assert [line["step"] for line in losses(tmp_path)] == [*range(6)]
     assert set(losses(tmp_path)[0]) == {"step", "loss", "cls", "agree"}
-    with Image.open(tmp_path / "pictures" / "step-00000002.png") as picture:
+    pictures = sorted((tmp_path / "pictures").iterdir())
+    assert [file.name for file in pictures] == ["step-00000003.png", "step-00000005.png"], "every four, and the last"
+    with Image.open(pictures[0]) as picture:
         assert picture.size == (5 * 160, 4 * 160)
     assert len(checkpoints.files(tmp_path / "checkpoints")) == 1
 
@@ -191,11 +196,22 @@ def test_training_goes_on_without_broken_photographs(tmp_path, capsys):
         quiet(job(tmp_path / "other", preset="voc", data="folder", root=root))
 
 
-def test_without_masks_nothing_is_measured(tmp_path):
+def test_without_masks_nothing_is_measured_and_pictures_are_drawn(tmp_path):
     root = make_folder(tmp_path / "voc", masks=False)
     with pytest.warns(UserWarning, match="there are no masks to measure with"):
-        metrics = quiet(job(tmp_path / "run", preset="voc", data="folder", root=root))
+        metrics = quiet(job(tmp_path / "run", preset="voc", data="folder", root=root, picture_every=3, evaluate_every=3))
     assert metrics["cam_miou"] is metrics["seg_miou"] is None
+    with Image.open(tmp_path / "run" / "pictures" / "step-00000002.png") as picture:
+        assert picture.size == (4 * 160, 4 * 160), "no truth"
+
+
+def test_without_a_list_of_photographs_to_measure_it_trains(tmp_path):
+    root = make_folder(tmp_path / "voc")
+    (root / "ImageSets" / "Segmentation" / "val.txt").unlink()
+    with pytest.warns(UserWarning, match=r"there is no list val\.txt: nothing is measured or drawn"):
+        metrics = quiet(job(tmp_path / "run", preset="voc", data="folder", root=root, picture_every=3))
+    assert metrics["cam_miou"] is None
+    assert metrics["steps"] == len(losses(tmp_path / "run")) == 3
 
 
 # Several processes

@@ -16,7 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--workers", type=natural_int, default=0, metavar="N", help="processes that load data")
     for name, default, what in (
         ("log", 10, "write losses"),
-        ("picture", 200, "draw a picture"),
+        ("picture", 200, "draw a picture, the last step's too,"),
         ("evaluate", 0, "measure a few validation images"),
         ("checkpoint", 100, "write a checkpoint"),
     ):
