@@ -42,9 +42,15 @@ def without_losses(*losses: str) -> Callable[[dict], dict]:
     return change
 
 
+def configured(**changes: object) -> Callable[[dict], dict]:
+    """These values of `config`."""
+    return lambda values: values | {"config": values["config"] | changes}
+
+
 # method -> variant -> from the settings of its preset to those of the variant
 VARIANTS: dict[str, dict[str, Callable[[dict], dict]]] = {
     "toco": {"with": as_preset, "without": without_losses("ptc", "ctc")},
+    "tkp-pcl": {"with": as_preset, "without": configured(weight=0.0)},
 }
 
 
