@@ -36,6 +36,7 @@ CASES = {
     "one image without class": (TINY, no_class(batch_of(1))),
     "max pooling": (replace(TINY, k=1), batch_of()),
     "more than all patches": (replace(TINY, k=100), batch_of()),
+    "the background by its share": (replace(TINY, background_share=0.4), batch_of()),
     "logarithms": (replace(TINY, form="log"), batch_of()),
     "without the background": (replace(TINY, contrast_background=False), batch_of()),
     "without the contrast": (replace(TINY, weight=0.0), batch_of()),
@@ -143,7 +144,7 @@ def test_pooled_scores_are_linear_topk_pools(k):
 
 
 def test_step_never_waits_for_the_host():
-    for config in (TINY, replace(TINY, form="log"), replace(TINY, conditioning="hv_bilstm", frozen_steps=1)):
+    for config in (replace(TINY, background_share=0.5), replace(TINY, form="log"), replace(TINY, conditioning="hv_bilstm", frozen_steps=1)):
         model, batch = tiny_tkp_pcl(config), batch_of()
         with Syncs() as syncs:
             model(**batch).loss.backward()

@@ -153,6 +153,7 @@ def changed(**changes):
         (changed(image_labels=torch.zeros(2, 6)), "image_labels must have shape (B, C) = (2, 5)"),
         (changed(step=-1), "step must be an integer >= 0, got -1"),
         (lambda: replace(TINY, k=0), "k must be an integer >= 1, got 0"),
+        (lambda: replace(TINY, background_share=0.0), "background_share must be in (0, 1], got 0.0"),
         (lambda: replace(TINY, threshold=0.4), "threshold must be in [0.5, 1), got 0.4"),
         (lambda: replace(TINY, form="cubic"), "form must be one of ('linear', 'log'), got 'cubic'"),
         (lambda: replace(TINY, weight=-1), "weight must not be negative, got -1"),

@@ -102,7 +102,7 @@ class TKPPCLCriterion(WithProcessGroup):
 
         with record_function("tkp_pcl::losses"):
             # Scores are needed for `pce` and for labels too: that is why this is not `linear_topk_pool`.
-            pooled = topk_pool(scores, min(config.k, scores.shape[1])).clamp(LEAST, 1 - LEAST)
+            pooled = topk_pool(scores, kept(config, scores)).clamp(LEAST, 1 - LEAST)
             mce = -(shown * pooled.log() + (1 - shown) * torch.log1p(-pooled)).mean()
             pce = mce.new_zeros(())
             if config.weight != 0:
@@ -118,6 +118,20 @@ class TKPPCLCriterion(WithProcessGroup):
         with record_function("tkp_pcl::labels"):
             cams = normalised_scores(scores.detach().mT.unflatten(2, grid), shown)
         return TKPPCLOutput(mce + config.weight * pce, {"mce": mce, "pce": pce}, cams, cams.argmax(dim=1), tokens)
+
+
+def kept(
+    config: TKPPCLConfig,
+    scores: Tensor,  # (B, N, C)
+) -> int | Tensor:  # or (B, C)
+    """How many patches are pooled: of every class, or of each where the background has a share of its own."""
+    batch, patches, classes = scores.shape
+    k = min(config.k, patches)
+    if config.background_share is None:
+        return k
+    counts = scores.new_full((batch, classes), k, dtype=torch.int64)
+    counts[:, 0] = max(1, round(config.background_share * patches))
+    return counts
 
 
 def with_background(
