@@ -142,11 +142,14 @@ def test_syncs_are_seen():
     assert syncs.count > 20
 
 
+def on_gpu(batch):
+    moved = {name: x.cuda() if isinstance(x, torch.Tensor) else x for name, x in batch.items()}
+    return moved | {"views": {name: x.cuda() for name, x in batch["views"].items()}}
+
+
 @pytest.mark.gpu
 def test_whole_step_never_waits_for_a_gpu():
-    model, batch = tiny_toco().cuda(), tiny_batch()
-    views = {name: x.cuda() for name, x in batch["views"].items()}
-    batch = {name: x.cuda() if isinstance(x, torch.Tensor) else x for name, x in batch.items()} | {"views": views}
+    model, batch = tiny_toco().cuda(), on_gpu(tiny_batch())
     model(**batch).loss.backward()  # what a process loads once may wait
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("error")
@@ -154,6 +157,47 @@ def test_whole_step_never_waits_for_a_gpu():
         model(**batch).loss.backward()
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("step", [0, 3000])
+def test_whole_step_in_a_graph(step):
+    """Forward, backward and the teacher's moving average, captured once and replayed with other images."""
+    first, second = (on_gpu(tiny_batch(seed=seed) | {"step": step}) for seed in (1, 2))
+    model, eager = (tiny_toco().cuda() for _ in range(2))
+
+    def train(model, batch):
+        for parameter in model.parameters():
+            parameter.grad = None
+        output = model(**batch)
+        output.loss.backward()
+        return output
+
+    def copy_(target, source):
+        for name, x in target.items():
+            if isinstance(x, dict):
+                copy_(x, source[name])
+            elif isinstance(x, torch.Tensor):
+                x.copy_(source[name])
+
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):  # what is made once, is made here
+        train(model, first)
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = train(model, first)
+    train(eager, first)
+    for batch in (second, on_gpu(tiny_batch(seed=3) | {"step": step})):
+        copy_(first, batch)
+        graph.replay()
+        expected = train(eager, batch)
+        torch.testing.assert_close(captured.losses, expected.losses)
+        assert torch.equal(captured.pseudo_labels, expected.pseudo_labels)
+        for (name, ours), theirs in zip(model.named_parameters(), eager.parameters(), strict=True):
+            torch.testing.assert_close(ours.grad, theirs.grad, msg=name)
+            torch.testing.assert_close(ours, theirs, msg=name)
 
 
 def flop(step, model, batch):
