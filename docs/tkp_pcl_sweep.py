@@ -32,6 +32,7 @@ VALUES = {  # of the preset's `config`; the first is the preset's own
     "weight": (0.1, 0.0, 0.05, 0.2),
     "threshold": (0.95, 0.8, 0.9),
     "form": ("linear", "log"),
+    "mean_steps": (30, 0),
 }
 
 

@@ -36,7 +36,8 @@ CASES = {
     "one image without class": (TINY, no_class(batch_of(1))),
     "max pooling": (replace(TINY, k=1), batch_of()),
     "more than all patches": (replace(TINY, k=100), batch_of()),
-    "the background by its share": (replace(TINY, background_share=0.4), batch_of()),
+    "all patches at first": (replace(TINY, mean_steps=1), batch_of()),
+    "no longer all patches": (replace(TINY, mean_steps=1), batch_of() | {"step": 1}),
     "logarithms": (replace(TINY, form="log"), batch_of()),
     "without the background": (replace(TINY, contrast_background=False), batch_of()),
     "without the contrast": (replace(TINY, weight=0.0), batch_of()),
@@ -135,7 +136,7 @@ def test_pooled_scores_are_linear_topk_pools(k):
     criterion = TKPPCLCriterion(replace(TINY, k=k, weight=0.0))
     for c in range(6):  # the loss of one image that shows nothing else, undone
         labels = torch.eye(6)[c][None, 1:].expand(2, -1)
-        output = criterion(model.classifier(tokens).softmax(2), tokens, labels, grid=(8, 8))
+        output = criterion(model.classifier(tokens).softmax(2), tokens, labels, grid=(8, 8), step=0)
         y = torch.cat([torch.ones(2, 1), labels], dim=1)
         torch.testing.assert_close(output.losses["mce"], F.binary_cross_entropy(expected, y))
 
@@ -144,7 +145,7 @@ def test_pooled_scores_are_linear_topk_pools(k):
 
 
 def test_step_never_waits_for_the_host():
-    for config in (replace(TINY, background_share=0.5), replace(TINY, form="log"), replace(TINY, conditioning="hv_bilstm", frozen_steps=1)):
+    for config in (TINY, replace(TINY, form="log"), replace(TINY, conditioning="hv_bilstm", frozen_steps=1)):
         model, batch = tiny_tkp_pcl(config), batch_of()
         with Syncs() as syncs:
             model(**batch).loss.backward()

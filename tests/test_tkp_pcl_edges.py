@@ -61,7 +61,7 @@ def test_half_precision_throughout(dtype):
 def test_scores_that_are_as_sure_as_can_be():
     """Cross-entropy is finite where a probability is 0 or 1, on the wrong side too."""
     scores = torch.eye(6)[None, torch.arange(8) % 6].requires_grad_()
-    output = TKPPCLCriterion(replace(TINY, k=1))(scores, torch.randn(1, 8, 4), torch.zeros(1, 5), grid=(2, 4))
+    output = TKPPCLCriterion(replace(TINY, k=1))(scores, torch.randn(1, 8, 4), torch.zeros(1, 5), grid=(2, 4), step=0)
     output.loss.backward()
     assert output.losses["mce"].item() == pytest.approx(5 / 6 * 16, rel=0.02)
     assert scores.grad.isfinite().all()
@@ -153,7 +153,7 @@ def changed(**changes):
         (changed(image_labels=torch.zeros(2, 6)), "image_labels must have shape (B, C) = (2, 5)"),
         (changed(step=-1), "step must be an integer >= 0, got -1"),
         (lambda: replace(TINY, k=0), "k must be an integer >= 1, got 0"),
-        (lambda: replace(TINY, background_share=0.0), "background_share must be in (0, 1], got 0.0"),
+        (lambda: replace(TINY, mean_steps=-1), "mean_steps must be an integer >= 0, got -1"),
         (lambda: replace(TINY, threshold=0.4), "threshold must be in [0.5, 1), got 0.4"),
         (lambda: replace(TINY, form="cubic"), "form must be one of ('linear', 'log'), got 'cubic'"),
         (lambda: replace(TINY, weight=-1), "weight must not be negative, got -1"),
@@ -163,7 +163,7 @@ def changed(**changes):
         (lambda: tiny_tkp_pcl(replace(TINY, trained_blocks=5)), "trained_blocks must be at most the backbone's 4"),
         (lambda: tiny_tkp_pcl(num_classes=1), "num_classes must be an integer >= 2, got 1"),
         (
-            lambda: TKPPCLCriterion(TINY)(torch.ones(1, 9, 6), torch.ones(1, 9, 4), torch.ones(1, 5), grid=(2, 4)),
+            lambda: TKPPCLCriterion(TINY)(torch.ones(1, 9, 6), torch.ones(1, 9, 4), torch.ones(1, 5), grid=(2, 4), step=0),
             "grid must have the 9 patches of the scores, got (2, 4)",
         ),
     ],

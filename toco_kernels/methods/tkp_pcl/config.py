@@ -20,9 +20,8 @@ class TKPPCLConfig:
         num_classes: with the background, which is a class of the patch classifier.
         k: † how many patches of each class are pooled, 6; 1 is ViT-PCM's max pooling. Where an image has fewer patches,
             all are.
-        background_share: None, and the background is pooled as all classes are; or over this share of the patches. Not
-            TKP-PCL's: for training from random weights, where nothing else says which of two classes that occur
-            together is the background.
+        mean_steps: the first so many steps pool all patches. Not TKP-PCL's: for training from random weights, where the
+            surest patches of a class are any patches, and it can settle on some that do not show it.
         threshold: † of the patch contrastive error, 0.95: patches of a class are sure above it, and sure not to show it
             below 1 - threshold.
         form: † "linear", means of cosines; or "log".
@@ -40,7 +39,7 @@ class TKPPCLConfig:
 
     num_classes: int = 21
     k: int = 6
-    background_share: float | None = None
+    mean_steps: int = 0
     threshold: float = 0.95
     form: str = "linear"
     weight: float = 0.1
@@ -59,12 +58,11 @@ class TKPPCLConfig:
     def __post_init__(self):
         integer(self.num_classes, "num_classes", least=2)
         integer(self.k, "k", least=1)
+        integer(self.mean_steps, "mean_steps", least=0)
         integer(self.frozen_steps, "frozen_steps", least=0)
         for name, least in (("trained_blocks", 0), ("label_size", 1)):
             if getattr(self, name) is not None:
                 integer(getattr(self, name), name, least=least)
-        if self.background_share is not None and not 0 < number(self.background_share, "background_share") <= 1:
-            raise bad_value("background_share", "be in (0, 1]", self.background_share)
         if not 0.5 <= number(self.threshold, "threshold") < 1:
             raise bad_value("threshold", "be in [0.5, 1)", self.threshold)
         if not 0 <= number(self.dropout, "dropout") < 1:

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.profiler import record_function
 
 from ...common.checks import check_floating, check_same_device, check_tensor, checked_image_labels
-from ...common.errors import bad_value
+from ...common.errors import bad_value, integer
 from ...common.group import WithProcessGroup
 from ...patch_contrast import patch_contrastive_error
 from ...topk_pool import topk_pool
@@ -75,6 +75,7 @@ class TKPPCLCriterion(WithProcessGroup):
         image_labels: Tensor,  # (B, C - 1)
         *,
         grid: tuple[int, int],
+        step: int,
     ) -> TKPPCLOutput:
         """Both losses of one step.
 
@@ -83,6 +84,7 @@ class TKPPCLCriterion(WithProcessGroup):
             tokens: (B, N, D) patch tokens, row by row.
             image_labels: (B, C - 1) multi-hot without background.
             grid: (h, w) with N = h * w.
+            step: counted from 0; whether all patches are pooled depends on it, and nothing else.
 
         Returns:
             The output; its `tokens` are those given.
@@ -96,13 +98,15 @@ class TKPPCLCriterion(WithProcessGroup):
         check_same_device(tokens, "tokens", scores, "scores")
         if grid[0] * grid[1] != scores.shape[1]:
             raise bad_value("grid", f"have the {scores.shape[1]} patches of the scores", grid)
-        config, scores = self.config, _wide(scores)
+        config, scores, step = self.config, _wide(scores), integer(step, "step", least=0)
         image_labels = checked_image_labels(image_labels, len(scores), scores.shape[2] - 1, scores, "scores")
         shown = with_background(image_labels).to(scores.dtype)
 
         with record_function("tkp_pcl::losses"):
             # Scores are needed for `pce` and for labels too: that is why this is not `linear_topk_pool`.
-            pooled = topk_pool(scores, kept(config, scores)).clamp(LEAST, 1 - LEAST)
+            patches = scores.shape[1]
+            k = patches if step < config.mean_steps else min(config.k, patches)
+            pooled = topk_pool(scores, k).clamp(LEAST, 1 - LEAST)
             mce = -(shown * pooled.log() + (1 - shown) * torch.log1p(-pooled)).mean()
             pce = mce.new_zeros(())
             if config.weight != 0:
@@ -118,20 +122,6 @@ class TKPPCLCriterion(WithProcessGroup):
         with record_function("tkp_pcl::labels"):
             cams = normalised_scores(scores.detach().mT.unflatten(2, grid), shown)
         return TKPPCLOutput(mce + config.weight * pce, {"mce": mce, "pce": pce}, cams, cams.argmax(dim=1), tokens)
-
-
-def kept(
-    config: TKPPCLConfig,
-    scores: Tensor,  # (B, N, C)
-) -> int | Tensor:  # or (B, C)
-    """How many patches are pooled: of every class, or of each where the background has a share of its own."""
-    batch, patches, classes = scores.shape
-    k = min(config.k, patches)
-    if config.background_share is None:
-        return k
-    counts = scores.new_full((batch, classes), k, dtype=torch.int64)
-    counts[:, 0] = max(1, round(config.background_share * patches))
-    return counts
 
 
 def with_background(

@@ -106,7 +106,8 @@ class TKPPCL(nn.Module):
         Args:
             images: (B, 3, H, W) float, normalised by `config.mean` and `config.std`.
             image_labels: (B, C - 1) multi-hot without background, any dtype.
-            step: counted from 0; whether the backbone is frozen depends on it, and nothing else.
+            step: counted from 0; whether the backbone is frozen, and all patches pooled, depends on it, and
+                nothing else.
 
         Returns:
             The output: call `backward` on its `loss`.
@@ -121,7 +122,7 @@ class TKPPCL(nn.Module):
             found = self.backbone(images)
         with record_function("tkp_pcl::scores"):
             tokens, scores = self._classified(found.patches, found.grid)
-        return self.criterion(scores, tokens, image_labels, grid=found.grid)
+        return self.criterion(scores, tokens, image_labels, grid=found.grid, step=step)
 
     def scores(
         self,

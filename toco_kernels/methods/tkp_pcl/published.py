@@ -37,10 +37,8 @@ def published_step(
     mce, alike, apart, labels = [], [], [], []
     for x, z, shown in zip(tokens, scores, image_labels, strict=True):
         present = [True, *(shown != 0).tolist()]
-        kept = [min(config.k, len(z))] * len(present)
-        if config.background_share is not None:
-            kept[0] = max(1, round(config.background_share * len(z)))
-        pooled = torch.stack([z[:, c].topk(k).values.mean() for c, k in enumerate(kept)])
+        k = len(z) if step < config.mean_steps else min(config.k, len(z))
+        pooled = z.topk(k, dim=0).values.mean(dim=0)
         mce.append(_cross_entropy(pooled, torch.tensor(present).to(pooled)))
         for c in range(0 if config.contrast_background else 1, len(present)):
             if present[c]:

@@ -52,6 +52,7 @@ class Recipe(Base):
         "shapes": _preset(
             replace(
                 TKPPCL_VOC,
+                mean_steps=30,
                 trained_blocks=None,
                 frozen_steps=0,
                 label_size=None,
