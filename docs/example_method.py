@@ -1,7 +1,7 @@
 """A fourth method in one file: class activation maps of a small convolutional network (Zhou et al., CVPR 2016).
 
-    python -m toco_kernels train --method docs/example_method.py --out run
-    python -m toco_kernels pseudo-label --run run --out labels
+python -m toco_kernels train --method docs/example_method.py --out run
+python -m toco_kernels pseudo-label --run run --out labels
 """
 
 from typing import ClassVar, NamedTuple
@@ -45,7 +45,7 @@ class CAM(nn.Module):
 
 
 class Recipe(recipes.Recipe):
-    """Settings, each changed by --set NAME=VALUE, and the network. `recipes.Recipe` says what else can be overridden."""
+    """Settings, each changed by --set NAME=VALUE, and the network. `recipes.Recipe` says what else there is."""
 
     presets: ClassVar = {
         "shapes": {

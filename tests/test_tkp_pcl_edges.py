@@ -163,7 +163,9 @@ def changed(**changes):
         (lambda: tiny_tkp_pcl(replace(TINY, trained_blocks=5)), "trained_blocks must be at most the backbone's 4"),
         (lambda: tiny_tkp_pcl(num_classes=1), "num_classes must be an integer >= 2, got 1"),
         (
-            lambda: TKPPCLCriterion(TINY)(torch.ones(1, 9, 6), torch.ones(1, 9, 4), torch.ones(1, 5), grid=(2, 4), step=0),
+            lambda: TKPPCLCriterion(TINY)(
+                torch.ones(1, 9, 6), torch.ones(1, 9, 4), torch.ones(1, 5), grid=(2, 4), step=0
+            ),
             "grid must have the 9 patches of the scores, got (2, 4)",
         ),
     ],
@@ -177,5 +179,10 @@ def test_configurations():
     """What is documented as this package's choice."""
     config = TKPPCLConfig()
     assert (config.k, config.threshold, config.form, config.weight) == (6, 0.95, "linear", 0.1)
-    assert (config.conditioning, config.contrast_background, config.crop_size, config.label_size) == ("none", True, 384, 960)
+    assert (config.conditioning, config.contrast_background, config.crop_size, config.label_size) == (
+        "none",
+        True,
+        384,
+        960,
+    )
     assert (TKPPCL_VOC.num_classes, TKPPCL_COCO.num_classes) == (21, 81)

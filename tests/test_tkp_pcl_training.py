@@ -1,6 +1,10 @@
 """TKP-PCL on the trainer and the commands: labels with a background of their own, resume, certificate."""
 
+import importlib.util
 import json
+import re
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,15 +13,18 @@ import torch
 pytest.importorskip("torchvision", reason='needs pip install "toco-kernels[train]"')
 pytest.importorskip("timm", reason='needs pip install "toco-kernels[train]"')
 
+from toco_kernels import methods
 from toco_kernels.__main__ import main
 from toco_kernels.training import certify, checkpoints, files, pseudo_labels
 from toco_kernels.training.loop import train
 from toco_kernels.training.predictor import Predictor
 from toco_kernels.training.recipes import find
 from toco_kernels.training.recipes.tkp_pcl import Recipe
-from toco_kernels.training.refine import Settings, crf, CRF_PRESETS, pseudo_label
+from toco_kernels.training.refine import CRF_PRESETS, Settings, crf, pseudo_label
 from toco_kernels.training.shapes import Shapes
 from toco_kernels.training.trainer import Job, Trainer
+
+TUTORIAL = Path(__file__).parents[1] / "docs" / "tkp_pcl.md"
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -77,7 +84,7 @@ def test_labels_are_decided_among_the_maps_themselves():
     expected = crf(np.ascontiguousarray(colours), maps[[0, 2, 5]], CRF_PRESETS["vit-pcm"]).argmax(0)
     assert np.array_equal(refined, np.array([0, 2, 5])[expected])
     assert (pseudo_label(image, maps, np.zeros(5), Settings("par", None, None)) == 0).all()
-    with pytest.raises(ValueError, match="thresholds must be 0 <= low <= high <= 1, got low None and high 0.5"):
+    with pytest.raises(ValueError, match=r"thresholds must be 0 <= low <= high <= 1, got low None and high 0\.5"):
         Settings("par", 0.5, None)
 
 
@@ -173,3 +180,44 @@ def test_published_presets():
     assert sample["images"].shape == (3, 384, 384)
     assert sample["images"].abs().max() <= 1
     assert find("tkp-pcl") is Recipe
+
+
+# What docs/tkp_pcl.md tells people
+
+
+def test_loop_of_the_tutorial_runs(monkeypatch):
+    """On a small backbone and a CPU, with weights that nobody downloads."""
+    loop, labels = re.findall(r"```python\n(.*?)```", TUTORIAL.read_text(), re.DOTALL)
+
+    def small(name, config, pretrained):
+        assert pretrained
+        return methods.tkp_pcl.TKPPCL("vit_tiny_patch16_224", config=config, backbone_options=SMALL)
+
+    monkeypatch.setattr(methods, "TKPPCL", small)
+    monkeypatch.setattr(methods, "TKPPCL_VOC", replace(methods.TKPPCL_VOC, trained_blocks=2, frozen_steps=0))
+    batch = torch.randn(2, 3, 64, 64), torch.eye(20)[:2]
+    names = {"loader": [batch, batch]}
+    exec(loop.replace(".cuda()", ""), names)
+    assert names["step"] == 1
+    assert names["output"].loss.isfinite()
+    names |= {"images": batch[0], "image_labels": batch[1], "height": 30, "width": 40}
+    exec(labels, names)
+    assert torch.equal(names["maps"].argmax(1), names["labels"])
+
+
+def test_sweep_changes_one_value_at_a_time():
+    spec = importlib.util.spec_from_file_location("tkp_pcl_sweep", TUTORIAL.with_name("tkp_pcl_sweep.py"))
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    own = Recipe.preset("shapes")["config"]
+    variants = script.variants()
+    assert variants.pop("preset") == {}
+    for name, changes in variants.items():
+        ((key, value),) = changes.items()
+        assert own[key] == script.VALUES[key][0] != value, name
+    rows = {name: {"cam": 0.5, "pseudo_label": 0.6} for name in ("preset", *variants)}
+    assert "| `k` | 1 (max pooling) | 50.0 | 60.0 |" in script.table(rows)
+    assert "| `weight` | 0.1 † | 50.0 | 60.0 |" in script.table(rows)
+    text = TUTORIAL.read_text()
+    assert script.START in text
+    assert script.END in text

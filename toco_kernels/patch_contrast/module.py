@@ -44,9 +44,7 @@ class PatchContrastiveErrorLoss(WithProcessGroup):
         process_group: None, or the processes whose batches are one. Copies share it; what was pickled has None.
     """
 
-    def __init__(
-        self, threshold: float = 0.95, form: str = "linear", background: bool = True, *, process_group=None
-    ):
+    def __init__(self, threshold: float = 0.95, form: str = "linear", background: bool = True, *, process_group=None):
         super().__init__()
         self.threshold = number(threshold, "threshold")
         if not 0.5 <= self.threshold < 1:

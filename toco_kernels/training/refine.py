@@ -1,8 +1,8 @@
 """From the CAM of an image, or its segmentation, to its label: as it is, refined by affinity (PAR), or by a dense CRF.
 
-A CAM has no background, whose score is a constant, or two: between `low` and `high`, a pixel stays open (255). Or it has
-one more map, its own background, and no constant. Classes that the image does not show take no part. A segmentation has
-all classes, and image labels are not asked.
+A CAM has no background, whose score is a constant, or two: between `low` and `high`, a pixel stays open (255). Or it
+has one more map, its own background, and no constant. Classes that the image does not show take no part. A segmentation
+has all classes, and image labels are not asked.
 """
 
 from collections.abc import Sequence

@@ -24,14 +24,14 @@ class TKPPCL(nn.Module):
 
     Top-K pooling with patch contrastive learning: a ViT whose patches are classified, the background being a class;
     an image's score is the mean of its K surest patches, so that image labels suffice; and patches sure to show a class
-    agree, and differ from those sure not to. Labels are the patches' classes: there are no class activation maps, and no
-    segmenter. A second stage trains one of one's own choice on the pseudo labels.
+    agree, and differ from those sure not to. Labels are the patches' classes: there are no class activation maps, and
+    no segmenter. A second stage trains one of one's own choice on the pseudo labels.
 
         tokens = backbone(images),  conditioned if need be        (B, N, D)
         scores = softmax of  dropout(tokens) @ weight             (B, N, C), over classes for each patch
         loss   = `TKPPCLCriterion` of these
 
-    `forward` is one training step without the optimiser's; `scores`, `cams` and `pseudo_labels` are for everything else.
+    `forward` is one training step without the optimiser's; `scores`, `cams` and `pseudo_labels` are for all else.
 
     Args:
         backbone: the name of one of timm's ViTs (EVA with positions="timm"), see `Backbone`.
