@@ -44,7 +44,8 @@ def work(rank, folder):
         loss = criterion(tokens.requires_grad_(), scores, labels)
         results[case] = loss.detach(), torch.autograd.grad(loss, tokens)[0]
     model = tiny_tkp_pcl(CONFIG, process_group=dist.group.WORLD)
-    output = DistributedDataParallel(model)(**batch_of(seed=1 + rank))
+    wrapped = DistributedDataParallel(model)
+    output = wrapped(**batch_of(seed=1 + rank))
     output.loss.backward()
     grads = {name: p.grad for name, p in model.named_parameters() if p.requires_grad}
     results["step"] = output.losses["mce"].detach(), output.losses["pce"].detach(), grads
