@@ -42,6 +42,16 @@ def without_losses(*losses: str) -> Callable[[dict], dict]:
     return change
 
 
+def without_weights(*losses: str) -> Callable[[dict], dict]:
+    """No weight for these losses in `config`, which has no stages."""
+
+    def change(values: dict) -> dict:
+        weights = {name: w for name, w in values["config"]["weights"].items() if name not in losses}
+        return values | {"config": values["config"] | {"weights": weights}}
+
+    return change
+
+
 def configured(**changes: object) -> Callable[[dict], dict]:
     """These values of `config`."""
     return lambda values: values | {"config": values["config"] | changes}
@@ -50,6 +60,7 @@ def configured(**changes: object) -> Callable[[dict], dict]:
 # method -> variant -> from the settings of its preset to those of the variant
 VARIANTS: dict[str, dict[str, Callable[[dict], dict]]] = {
     "toco": {"with": as_preset, "without": without_losses("ptc", "ctc")},
+    "ppc": {"with": as_preset, "without": without_weights("cross_prototype", "cross_cam", "intra")},
     "tkp-pcl": {"with": as_preset, "without": configured(weight=0.0)},
 }
 
@@ -72,7 +83,7 @@ def study(method: str, out: Path, steps: int | None) -> list[dict]:
         for variant in VARIANTS[method]:
             run, values = out / f"{method}-{variant}-{seed}", settings(method, variant, steps)
             if not (run / "metrics.json").exists():
-                train(Job(run, method, values, seed=seed, checkpoint_every=25), resume=True)
+                train(Job(run, method, values, seed=seed, checkpoint_every=10), resume=True)
             metrics = json.loads((run / "metrics.json").read_text())
             rows.append({"variant": variant, "seed": seed, "steps": metrics["steps"], "images": metrics["images"]})
             rows[-1] |= {name: None if metrics[name] is None else round(metrics[name], 4) for name in NUMBERS}

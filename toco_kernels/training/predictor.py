@@ -98,7 +98,7 @@ class Predictor:
         return results
 
     def picture(self, data: Data, settings: Settings, indices: Iterable[int]) -> np.ndarray:  # (H, W, 3) uint8
-        """A row for each photograph: itself, its CAM, its refined label, the segmentation, and the truth if there is one."""
+        """A row for each photograph: itself, its CAM, its refined label, the segmentation, the truth where known."""
         rows = []
         for index in indices:
             image, labels = data.image(index), data.labels(index)

@@ -68,9 +68,9 @@ class Recipe(Base):
                 decoder_width=64,
                 projection=(256, 64, 128),
                 cam_scales=(1.0,),
-                stages=(Stage(49, _PLAIN), Stage(None, _ALL)),
+                stages=(Stage(19, _PLAIN), Stage(None, _ALL)),
                 optimisation=Optimisation(
-                    100,
+                    60,
                     lr=1e-3,
                     head_factor=1.0,
                     weight_decay=0.05,
