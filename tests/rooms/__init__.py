@@ -14,6 +14,7 @@ from .cam import (
 from .cam_training import CROP_UNCERTAIN, SEGMENTATION_LOSS, crop_inputs
 from .class_contrast import CLASS_CONTRAST, class_contrast_inputs
 from .dense_energy import DENSE_ENERGY, crf_inputs, energy_inputs, filter_inputs, logit_inputs
+from .pair_contrast import AFFINITY_LOSS, CONTRAST, affinity_inputs, pair_inputs
 from .patch_contrast import PATCH_CONTRASTIVE_ERROR, PATCH_TOKEN_CONTRAST, error_inputs, token_inputs
 from .pixel_correlation import PIXEL_CORRELATION, correlation_inputs
 from .prototype_contrast import (
@@ -28,10 +29,12 @@ from .room import Room, needs_kernel
 from .topk_pool import LINEAR_TOPK_POOL, TOPK_POOL, linear_inputs, own_counts, pool_inputs
 
 ROOMS = [
+    AFFINITY_LOSS,
     AFFINITY_REFINE,
     CAM_TO_LABEL,
     CAM_TO_ROI,
     CLASS_CONTRAST,
+    CONTRAST,
     CROP_UNCERTAIN,
     ESTIMATE_PROTOTYPES,
     LINEAR_TOPK_POOL,
@@ -50,11 +53,13 @@ ROOMS = [
 ]
 
 __all__ = [
+    "AFFINITY_LOSS",
     "AFFINITY_REFINE",
     "BOXES",
     "CAM_TO_LABEL",
     "CAM_TO_ROI",
     "CLASS_CONTRAST",
+    "CONTRAST",
     "CROP_UNCERTAIN",
     "DENSE_ENERGY",
     "ESTIMATE_PROTOTYPES",
@@ -72,6 +77,7 @@ __all__ = [
     "SEGMENTATION_LOSS",
     "TOPK_POOL",
     "Room",
+    "affinity_inputs",
     "cam_inputs",
     "class_contrast_inputs",
     "contrast_inputs",
@@ -87,6 +93,7 @@ __all__ = [
     "map_inputs",
     "needs_kernel",
     "own_counts",
+    "pair_inputs",
     "pool_inputs",
     "prototype_inputs",
     "refine_inputs",
