@@ -52,10 +52,16 @@ def without_weights(*losses: str) -> Callable[[dict], dict]:
     return change
 
 
+def configured(**changes: object) -> Callable[[dict], dict]:
+    """These values of `config`."""
+    return lambda values: values | {"config": values["config"] | changes}
+
+
 # method -> variant -> from the settings of its preset to those of the variant
 VARIANTS: dict[str, dict[str, Callable[[dict], dict]]] = {
     "toco": {"with": as_preset, "without": without_losses("ptc", "ctc")},
     "ppc": {"with": as_preset, "without": without_weights("cross_prototype", "cross_cam", "intra")},
+    "tkp-pcl": {"with": as_preset, "without": configured(weight=0.0)},
 }
 
 

@@ -51,6 +51,8 @@ def run(args: argparse.Namespace) -> int:
         split = args.split or SPLITS[opened.config["data"]][0]
         data = opened.data(split)
         high = opened.background() if args.high is None else args.high
+        if args.source == "cam" and opened.background() is None and (args.high, args.low) != (None, None):
+            raise ValueError("--high and --low: the class maps of this run have a background of their own")
         settings = Settings(args.refine, high, high if args.low is None else args.low, args.source)
         made_with = {"split": split, "size": args.size, "scales": args.scales, "step": opened.state["step"]}
         made_with["weights_sha256"] = runs.checkpoints.hash_of(predictor.module)

@@ -1,8 +1,8 @@
 """Whole training methods, built from the operators: modules for a training loop of one's own.
 
-`ToCo` is the method of Ru et al. (CVPR 2023), `PPC` that of Du et al. (CVPR 2022); `ToCoCriterion` and `PPCCriterion`
-are their losses and labels for another network. Backbones come from timm, which is installed by
-`pip install 'toco-kernels[train]'`.
+`ToCo` is the method of Ru et al. (CVPR 2023), `PPC` that of Du et al. (CVPR 2022), `TKPPCL` is TKP-PCL as far as it is
+known; `ToCoCriterion`, `PPCCriterion` and `TKPPCLCriterion` are their losses for another network. Backbones come from
+timm, which is installed by `pip install 'toco-kernels[train]'`.
 """
 
 from .backbone import Backbone, Tokens
@@ -12,6 +12,7 @@ from .criterion import ToCoCriterion, ToCoOutput
 from .distributed import shard_
 from .optimisation import learning_rate_factor, parameter_groups
 from .ppc import PPC, PPC_EPS, PPC_SEAM, PPC_TINY, FeatureMaps, PPCConfig, PPCCriterion, PPCOutput
+from .tkp_pcl import TKPPCL, TKPPCL_COCO, TKPPCL_VOC, TKPPCLConfig, TKPPCLCriterion, TKPPCLOutput
 from .toco import ToCo
 
 __all__ = [
@@ -22,6 +23,9 @@ __all__ = [
     "PPC_SEAM",
     "PPC_TINY",
     "TINY",
+    "TKPPCL",
+    "TKPPCL_COCO",
+    "TKPPCL_VOC",
     "VOC",
     "Backbone",
     "FeatureMaps",
@@ -31,6 +35,9 @@ __all__ = [
     "PPCOutput",
     "Quirks",
     "Stage",
+    "TKPPCLConfig",
+    "TKPPCLCriterion",
+    "TKPPCLOutput",
     "ToCo",
     "ToCoConfig",
     "ToCoCriterion",

@@ -225,7 +225,7 @@ class ToCo(nn.Module):
         size = tuple(images.shape[2:]) if size is None else size
         merged = None
         for scale in scales:
-            scaled = _scaled(images, scale)
+            scaled = at_scale(images, scale)
             main = self.backbone(scaled if flip is None else torch.cat([scaled, scaled.flip(-1)]))
             logits = self.decoder(_as_map(main.patches, main.grid))
             logits = F.interpolate(logits, size=size, mode="bilinear", align_corners=False)
@@ -280,7 +280,7 @@ class ToCo(nn.Module):
         """Small CAMs of both classifiers, (2B, C, h_s, w_s) for each scale; the main pass has half of those at 1."""
         maps, aux_maps = [], []
         for scale in scales:
-            scaled = _scaled(images, scale)
+            scaled = at_scale(images, scale)
             if scale == 1 and main is not None:
                 passes = [main, self.backbone(scaled.flip(-1))]
             else:
@@ -303,7 +303,7 @@ def _as_map(tokens: Tensor, grid: tuple[int, int]) -> Tensor:  # (B, h * w, D) -
     return tokens.mT.unflatten(2, grid)
 
 
-def _scaled(images: Tensor, scale: float) -> Tensor:
+def at_scale(images: Tensor, scale: float) -> Tensor:
     """The images at a scale, fractions of a pixel dropped, at least one pixel."""
     if number(scale, "scales") == 1:
         return images

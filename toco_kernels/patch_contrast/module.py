@@ -1,6 +1,6 @@
 """Drop-in modules."""
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..common.errors import bad_value, number
 from ..common.group import WithProcessGroup
@@ -34,16 +34,17 @@ class PatchTokenContrastLoss(WithProcessGroup):
         return f"ignore_index={self.ignore_index}"
 
 
-class PatchContrastiveErrorLoss(nn.Module):
+class PatchContrastiveErrorLoss(WithProcessGroup):
     """`patch_contrastive_error` with fixed options.
 
     Args:
         threshold: of the patches' scores, in [0.5, 1).
         form: "linear" or "log".
         background: whether class 0 counts as present in every image.
+        process_group: None, or the processes whose batches are one. Copies share it; what was pickled has None.
     """
 
-    def __init__(self, threshold: float = 0.95, form: str = "linear", background: bool = True):
+    def __init__(self, threshold: float = 0.95, form: str = "linear", background: bool = True, *, process_group=None):
         super().__init__()
         self.threshold = number(threshold, "threshold")
         if not 0.5 <= self.threshold < 1:
@@ -52,6 +53,7 @@ class PatchContrastiveErrorLoss(nn.Module):
             raise bad_value("form", f"be one of {FORMS}", repr(form))
         self.form = form
         self.background = background
+        self.process_group = process_group
 
     def forward(
         self,
@@ -67,6 +69,7 @@ class PatchContrastiveErrorLoss(nn.Module):
             threshold=self.threshold,
             form=self.form,
             background=self.background,
+            process_group=self.process_group,
         )
 
     def extra_repr(self) -> str:

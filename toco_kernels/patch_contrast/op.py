@@ -69,8 +69,7 @@ def patch_token_contrast(
     ignore_index = integer(ignore_index, "ignore_index", least=-(2**63))
     if process_group is None:
         return _contrast(tokens, labels, None, ignore_index)
-    if not isinstance(process_group, dist.ProcessGroup):
-        raise bad_type("process_group", "be None or a torch.distributed.ProcessGroup", type(process_group).__name__)
+    _check_group(process_group)
     pairs = count_pairs(labels, ignore_index)
     dist.all_reduce(pairs, group=process_group)
     return 0.5 + _SumOverGroup.apply(_contrast(tokens, labels, pairs, ignore_index) - 0.5, process_group)
@@ -84,6 +83,7 @@ def patch_contrastive_error(
     threshold: float = 0.95,
     form: str = "linear",
     background: bool = True,
+    process_group: "dist.ProcessGroup | None" = None,
 ) -> Tensor:  # ()
     """Patch contrastive error: patches sure to show a class agree, and differ from patches sure not to.
 
@@ -108,6 +108,9 @@ def patch_contrastive_error(
         threshold: in [0.5, 1). The paper does not give it; 0.95 is this package's choice.
         form: "linear" or "log".
         background: whether class 0 counts as present in every image, for `image_labels` of C - 1 columns.
+        process_group: None, this process alone; else the processes whose batches are one: the terms are means over the
+            joined batch's images and classes, the value is the same on every rank, and gradients are scaled so that
+            their mean over the ranks is the gradient of the joined batch. The operator is called twice then.
 
     Returns:
         The scalar loss, float32 (float64 for float64 tokens), differentiable once in `tokens`.
@@ -142,7 +145,18 @@ def patch_contrastive_error(
     classes = image_labels != 0
     if classes.shape[1] < count:
         classes = torch.cat([classes.new_full((batch, 1), bool(background)), classes], dim=1)
-    return _error(tokens, scores.to(accumulate_dtype(tokens.dtype)), classes, threshold, form)
+    scores = scores.to(accumulate_dtype(tokens.dtype))
+    if process_group is None:
+        return _error(tokens, scores, classes, threshold, form)
+    _check_group(process_group)
+    own = _count_terms(scores, classes, threshold)
+    joined = own.clone()
+    dist.all_reduce(joined, group=process_group)
+    alike_share, apart_share = own / joined.clamp(min=1)
+    # Where nothing is low there is the first term alone; the second is what is missing. (0.5 is neither high nor low.)
+    alike = _error(tokens, torch.where(scores > threshold, scores, 0.5), classes, threshold, form)
+    apart = _error(tokens, scores, classes, threshold, form) - alike
+    return _SumOverGroup.apply(alike_share * alike + apart_share * apart, process_group)
 
 
 def count_pairs(
@@ -155,6 +169,22 @@ def count_pairs(
     valid = labels != ignore_index
     patches, alike = valid.sum(dim=1), (alike * valid).sum()
     return torch.stack([alike - patches.sum(), patches.square().sum() - alike])
+
+
+def _count_terms(
+    scores: Tensor,  # (B, N, C)
+    classes: Tensor,  # (B, C) bool
+    threshold: float,
+) -> Tensor:  # (2) of the scores' dtype
+    """How many images and classes have the first term of the patch contrastive error, and how many the second."""
+    high, low = (scores > threshold).sum(1), (scores < 1 - threshold).sum(1)
+    terms = torch.stack([high > 1, (high > 0) & (low > 0)])
+    return (terms & classes).sum((1, 2)).to(scores.dtype)
+
+
+def _check_group(process_group: object) -> None:
+    if not isinstance(process_group, dist.ProcessGroup):
+        raise bad_type("process_group", "be None or a torch.distributed.ProcessGroup", type(process_group).__name__)
 
 
 class _SumOverGroup(torch.autograd.Function):

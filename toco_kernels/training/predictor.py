@@ -108,7 +108,7 @@ class Predictor:
             prediction = nothing if segmentation is None else segmentation.argmax(0).astype(np.uint8)
             refined = pseudo_label(image, cams, labels, settings)
             truth = [data.mask(index)] if has_masks(data) else []
-            rows.append([image, records.heat(image, cams.max(0)), refined, prediction, *truth])
+            rows.append([image, records.heat(image, cams[-len(labels) :].max(0)), refined, prediction, *truth])
         return records.grid(rows)
 
 

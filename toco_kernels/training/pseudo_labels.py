@@ -80,7 +80,8 @@ def make(
                     continue
                 maps = maps_of(image, labels)
                 if settings.source == "cam":  # absent classes need not travel
-                    maps, labels = maps[labels > 0], np.flatnonzero(labels)
+                    labels = np.flatnonzero(labels)
+                    maps = maps[settings.maps_of(labels)]
                 job = (out / f"{data.names[index]}.png", image, maps, labels, settings)
                 if workers:
                     while len(unfinished) >= 2 * workers:
@@ -108,12 +109,12 @@ def _submit(pool: Executor, job: tuple, bar: tqdm) -> Future:
 def refine_and_write(
     file: Path,
     image: np.ndarray,  # (H, W, 3)
-    maps: np.ndarray,  # the CAMs of the classes shown, (n, H, W); or a segmentation's probabilities (classes, H, W)
+    maps: np.ndarray,  # the CAMs of the classes shown, (n or n + 1, H, W); or a segmentation's (classes, H, W)
     shown: np.ndarray,  # (n,) indices of those
     settings: Settings,
 ) -> None:
     """What a worker does for one photograph."""
-    label = pseudo_label(image, maps, np.ones(len(maps)), settings)
+    label = pseudo_label(image, maps, np.ones(len(shown)), settings)
     if settings.source == "cam":
         classes = np.arange(256)
         classes[1 : len(shown) + 1] = shown + 1

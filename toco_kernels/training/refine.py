@@ -1,7 +1,8 @@
 """From the CAM of an image, or its segmentation, to its label: as it is, refined by affinity (PAR), or by a dense CRF.
 
-A CAM has no background, whose score is a constant, or two: between `low` and `high`, a pixel stays open (255). Classes
-that the image does not show take no part. A segmentation has all classes, and image labels are not asked.
+A CAM has no background, whose score is a constant, or two: between `low` and `high`, a pixel stays open (255). Or it
+has one more map, its own background, and no constant. Classes that the image does not show take no part. A segmentation
+has all classes, and image labels are not asked.
 """
 
 from collections.abc import Sequence
@@ -45,14 +46,14 @@ class Settings:
     Args:
         refinement: one of REFINEMENTS.
         high, low: the background's score; pixels that only one of them calls an object stay open. One number twice:
-            none stays open.
+            none stays open. None twice: CAMs have a background of their own, their first map.
         source: "cam", or "seg" for the segmentation.
         dilations, iterations: of PAR.
     """
 
     refinement: str = "par"
-    high: float = 0.5
-    low: float = 0.5
+    high: float | None = 0.5
+    low: float | None = 0.5
     source: str = "cam"
     dilations: Sequence[int] = (1, 2, 4, 8, 12, 24)
     iterations: int = 10
@@ -62,8 +63,19 @@ class Settings:
             raise ValueError(f"refinement must be one of {', '.join(REFINEMENTS)}, got {self.refinement!r}")
         if self.source not in SOURCES:
             raise ValueError(f"source must be one of {', '.join(SOURCES)}, got {self.source!r}")
-        if not 0 <= self.low <= self.high <= 1:
+        if self.own_background:
+            return
+        if self.high is None or self.low is None or not 0 <= self.low <= self.high <= 1:
             raise ValueError(f"thresholds must be 0 <= low <= high <= 1, got low {self.low} and high {self.high}")
+
+    @property
+    def own_background(self) -> bool:
+        """Whether CAMs have a map of the background."""
+        return self.high is None and self.low is None
+
+    def maps_of(self, shown: np.ndarray) -> np.ndarray:  # (n,) -> (n,) or (n + 1,)
+        """The places of the maps that the classes shown, counted from 0, are decided by."""
+        return np.append(0, shown + 1) if self.own_background else shown
 
     def as_dict(self) -> dict:
         """Every value, for JSON."""
@@ -73,7 +85,7 @@ class Settings:
 
 def pseudo_label(
     image: np.ndarray,  # (H, W, 3) uint8
-    maps: np.ndarray,  # CAMs (C, H, W) in [0, 1], or a segmentation's probabilities (C + 1, H, W)
+    maps: np.ndarray,  # CAMs (C, H, W) or (C + 1, H, W) in [0, 1], or a segmentation's probabilities (C + 1, H, W)
     labels: np.ndarray,  # (C,) 1 for the classes that the image shows; a segmentation does not ask
     settings: Settings,
 ) -> np.ndarray:  # (H, W) uint8: 0 background, c + 1 class c, 255 open
@@ -84,6 +96,8 @@ def pseudo_label(
     if not len(present):
         return np.zeros(image.shape[:2], np.uint8)
     classes = np.append(0, present + 1).astype(np.uint8)
+    if settings.own_background:
+        return classes[refined(image, maps[classes].astype(np.float32), settings).argmax(0)]
     winners = {score: _decide(image, maps[present], score, settings) for score in {settings.high, settings.low}}
     high, low = winners[settings.high], winners[settings.low]
     return np.where(high > 0, classes[high], np.where(low > 0, IGNORED, 0)).astype(np.uint8)

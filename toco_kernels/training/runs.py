@@ -49,6 +49,6 @@ class Run:
         name = config["data"]
         return open_data(name, split or SPLITS[name][2], root, sbd=sbd, labels=config["labels"])
 
-    def background(self) -> float:
-        """The score of the background that its CAMs are evaluated with."""
+    def background(self) -> float | None:
+        """The score of the background that its CAMs are evaluated with; None: they have a map for it."""
         return self.config["settings"]["background"]

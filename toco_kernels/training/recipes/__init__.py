@@ -29,7 +29,8 @@ class Recipe:
         classes: names, the background first.
 
     A preset has at least `steps`, `batch_size` (of all processes together), `lr`, `augmentation` (arguments of
-    `views.Augmentation`), `background` (the score of the background that CAMs are evaluated with), and `cam_scales`.
+    `views.Augmentation`), `background` (the score of the background that CAMs are evaluated with; None: they have a map
+    of their own for it), and `cam_scales`.
     """
 
     presets: ClassVar[dict[str, dict[str, Any]]] = {}
@@ -85,7 +86,8 @@ class Recipe:
         return min(1.0, (step + 1) / warmup) * 0.5 * (1 + float(np.cos(np.pi * step / steps)))
 
     def cams(self, module: nn.Module, images: Tensor, image_labels: Tensor) -> dict[str, Tensor]:
-        """CAMs (B, C, H, W) in [0, 1] by name, of normalised images of any size; `cam` is what labels are made of."""
+        """CAMs (B, C, H, W) in [0, 1] by name, of normalised images of any size; `cam` is what labels are made of.
+        With `background=None`, (B, C + 1, H, W), the background first."""
         return {"cam": module.cams(images, image_labels)}
 
     def predict(

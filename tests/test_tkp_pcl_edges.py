@@ -1,0 +1,188 @@
+"""TKP-PCL beside its training step: shapes, precision, labels, other backbones, and what is refused."""
+
+import copy
+import pickle
+import re
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from tkp_pcl_inputs import TINY, batch_of, tiny_tkp_pcl
+from toco_inputs import finite
+
+from toco_kernels.methods import TKPPCL_COCO, TKPPCL_VOC, TKPPCLConfig, TKPPCLCriterion
+from toco_kernels.methods.tkp_pcl import HVBiLSTM
+from toco_kernels.methods.tkp_pcl.criterion import LOSSES
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def test_output_has_the_documented_shapes():
+    batch = batch_of(size=(70, 61))
+    output = finite(tiny_tkp_pcl(), batch)
+    assert output.loss.shape == ()
+    assert {loss.shape for loss in output.losses.values()} == {()}
+    assert output.cams.shape == (2, 6, 8, 7)
+    torch.testing.assert_close(output.cams.sum(1), torch.ones(2, 8, 7))
+    assert (output.cams[:, 1:][batch["image_labels"] == 0] == 0).all()
+    assert output.pseudo_labels.shape == (2, 8, 7)
+    assert output.pseudo_labels.dtype == torch.int64
+    assert output.tokens.shape == (2, 8 * 7, 32)
+
+
+@pytest.mark.parametrize("size", [(5, 64), (12, 9)])
+def test_images_of_few_patches(size):
+    """Fewer than K: all are pooled."""
+    finite(tiny_tkp_pcl(), batch_of(size=size))
+
+
+@pytest.mark.parametrize("config", [TINY, replace(TINY, form="log", conditioning="hv_bilstm")])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_autocast(dtype, config):
+    model, batch = tiny_tkp_pcl(config).eval(), batch_of()
+    exact = copy.deepcopy(model)(**batch)
+    with torch.autocast("cpu", dtype):
+        output = finite(model, batch)
+    for name in LOSSES:
+        assert output.losses[name].dtype == torch.float32
+        torch.testing.assert_close(output.losses[name], exact.losses[name], rtol=0.1, atol=0.02, msg=name)
+    assert all(p.grad.dtype == torch.float32 for p in model.parameters() if p.grad is not None)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_throughout(dtype):
+    batch = batch_of()
+    output = finite(tiny_tkp_pcl().to(dtype), batch | {"images": batch["images"].to(dtype)})
+    assert output.loss.dtype == torch.float32
+    assert output.tokens.dtype == dtype
+
+
+def test_scores_that_are_as_sure_as_can_be():
+    """Cross-entropy is finite where a probability is 0 or 1, on the wrong side too."""
+    scores = torch.eye(6)[None, torch.arange(8) % 6].requires_grad_()
+    output = TKPPCLCriterion(replace(TINY, k=1))(scores, torch.randn(1, 8, 4), torch.zeros(1, 5), grid=(2, 4), step=0)
+    output.loss.backward()
+    assert output.losses["mce"].item() == pytest.approx(5 / 6 * 16, rel=0.02)
+    assert scores.grad.isfinite().all()
+
+
+# Labels
+
+
+def test_labels_by_hand():
+    """Absent classes cleared, each divided by its largest, made probabilities, resized with aligned corners."""
+    model, batch = tiny_tkp_pcl().eval(), batch_of(size=(64, 48))
+    images, labels = batch["images"], batch["image_labels"]
+    z = model.scores(images).detach()
+    expected = torch.zeros_like(z)
+    for b in range(2):
+        for c in [0, *(labels[b].nonzero().flatten() + 1).tolist()]:
+            expected[b, c] = z[b, c] / z[b, c].max()
+    expected /= expected.sum(1, keepdim=True)
+    torch.testing.assert_close(model(**batch).cams, expected)
+    full = F.interpolate(expected, size=(64, 48), mode="bilinear", align_corners=True)
+    torch.testing.assert_close(model.cams(images, labels), full)
+    assert torch.equal(model.pseudo_labels(images, labels), model.cams(images, labels).argmax(1))
+    assert model.pseudo_labels(images, labels, size=(20, 30)).shape == (2, 20, 30)
+
+
+def test_scales_and_mirror_images():
+    model, images, labels = tiny_tkp_pcl().eval(), batch_of()["images"], batch_of()["image_labels"]
+    both = model.cams(images, labels, flip=True)
+    torch.testing.assert_close(model.cams(images.flip(-1), labels, flip=True).flip(-1), both)
+    assert (both - model.cams(images, labels)).abs().max() > 1e-3
+    torch.testing.assert_close(model.cams(images, labels, scales=(1.0, 1.0)), model.cams(images, labels))
+    assert model.cams(images, labels, scales=(1.0, 1.5)).shape == (2, 6, 64, 64)
+
+
+# Networks
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "positions"),
+    [
+        ("vit_tiny_patch16_224", {"class_token": False, "global_pool": "avg"}, "toco"),
+        ("vit_tiny_patch16_224", {"reg_tokens": 2, "no_embed_class": True}, "toco"),
+        ("eva02_tiny_patch14_224", {"img_size": 64}, "timm"),
+    ],
+)
+def test_other_backbones(name, options, positions):
+    for config in (TINY, replace(TINY, trained_blocks=1)):
+        model = tiny_tkp_pcl(config, name, options, positions=positions)
+        finite(model, batch_of(size=(48, 64)))
+        untrained = [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None]
+        assert untrained == []
+
+
+def test_recurrent_layers_read_rows_and_columns():
+    torch.manual_seed(0)
+    layer = HVBiLSTM(8).eval()
+    tokens = torch.randn(1, 12, 8)
+    before = layer(tokens, (3, 4)).unflatten(1, (3, 4))
+    tokens[0, 5] += 1  # row 1, column 1
+    changed = (layer(tokens, (3, 4)).unflatten(1, (3, 4)) != before).any(3)[0]
+    expected = torch.zeros(3, 4, dtype=torch.bool)
+    expected[1], expected[:, 1] = True, True
+    assert torch.equal(changed, expected)
+    assert sum(p.numel() for p in HVBiLSTM(768).parameters()) == 4 * 4 * 192 * (768 + 192 + 2)
+    with pytest.raises(ValueError, match="width must be a multiple of 4 for hv_bilstm, got 6"):
+        HVBiLSTM(6)
+
+
+def test_model_can_be_copied_and_pickled():
+    model, batch = tiny_tkp_pcl().eval(), batch_of()
+    for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert torch.equal(other(**batch).loss, model(**batch).loss)
+    assert [*model.criterion.state_dict()] == []
+
+
+# What is refused
+
+
+def changed(**changes):
+    return lambda: tiny_tkp_pcl()(**batch_of() | changes)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (changed(images=torch.zeros(3, 64, 64)), "images must have 4 dimensions"),
+        (changed(images=torch.zeros(2, 1, 64, 64)), "images must have three colours"),
+        (changed(images=torch.zeros(2, 3, 64, 64).byte()), "images must be float32"),
+        (changed(image_labels=torch.zeros(2, 6)), "image_labels must have shape (B, C) = (2, 5)"),
+        (changed(step=-1), "step must be an integer >= 0, got -1"),
+        (lambda: replace(TINY, k=0), "k must be an integer >= 1, got 0"),
+        (lambda: replace(TINY, mean_steps=-1), "mean_steps must be an integer >= 0, got -1"),
+        (lambda: replace(TINY, threshold=0.4), "threshold must be in [0.5, 1), got 0.4"),
+        (lambda: replace(TINY, form="cubic"), "form must be one of ('linear', 'log'), got 'cubic'"),
+        (lambda: replace(TINY, weight=-1), "weight must not be negative, got -1"),
+        (lambda: replace(TINY, dropout=1), "dropout must be in [0, 1), got 1"),
+        (lambda: replace(TINY, conditioning="lstm"), "conditioning must be one of ('none', 'hv_bilstm')"),
+        (lambda: replace(TINY, label_size=0), "label_size must be an integer >= 1, got 0"),
+        (lambda: tiny_tkp_pcl(replace(TINY, trained_blocks=5)), "trained_blocks must be at most the backbone's 4"),
+        (lambda: tiny_tkp_pcl(num_classes=1), "num_classes must be an integer >= 2, got 1"),
+        (
+            lambda: TKPPCLCriterion(TINY)(
+                torch.ones(1, 9, 6), torch.ones(1, 9, 4), torch.ones(1, 5), grid=(2, 4), step=0
+            ),
+            "grid must have the 9 patches of the scores, got (2, 4)",
+        ),
+    ],
+)
+def test_mistakes_are_named(call, message):
+    with pytest.raises((TypeError, ValueError), match=re.escape(message)):
+        call()
+
+
+def test_configurations():
+    """What is documented as this package's choice."""
+    config = TKPPCLConfig()
+    assert (config.k, config.threshold, config.form, config.weight) == (6, 0.95, "linear", 0.1)
+    assert (config.conditioning, config.contrast_background, config.crop_size, config.label_size) == (
+        "none",
+        True,
+        384,
+        960,
+    )
+    assert (TKPPCL_VOC.num_classes, TKPPCL_COCO.num_classes) == (21, 81)

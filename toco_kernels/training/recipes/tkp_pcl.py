@@ -1,0 +1,152 @@
+"""TKP-PCL: `toco_kernels.methods.TKPPCL` and how it is trained, on VOC, on COCO, and from nothing on the shapes.
+
+Its authors published no code. The presets `voc` and `coco` are an unconfirmed account of their group's training (384
+pixels, 16 images, 50 epochs, Adam) and what is known of ViT-PCM's; `shapes` is ours, chosen on the validation split.
+"""
+
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from typing import ClassVar
+
+import numpy as np
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ...methods import TKPPCL, TKPPCL_COCO, TKPPCL_VOC, Optimisation, TKPPCLConfig, TKPPCLOutput, learning_rate_factor
+from ...methods.tkp_pcl.published import published_step
+from ..views import Augmentation, Views, as_tensor
+from . import Recipe as Base
+
+_ELSEWHERE = ("num_classes", "crop_size", "batch_size", "optimisation", "mean", "std")  # not among the method's own
+
+
+def _preset(config: TKPPCLConfig, **others) -> dict:
+    optimisation = asdict(config.optimisation)
+    return {
+        "backbone": "vit_base_patch16_384.orig_in21k_ft_in1k",
+        "backbone_options": {},
+        "pretrained": True,
+        "train_positions": False,
+        "checkpointing": False,
+        "steps": optimisation.pop("steps"),
+        "lr": optimisation.pop("lr"),
+        "optimisation": optimisation,
+        "batch_size": config.batch_size,
+        "background": None,  # it is a class of its own
+        "augmentation": {"size": config.crop_size, "rescale": None, "grey": 0.0, "blur": [0.0, 0.0, 0.0]},
+        "cam_scales": (1.0,),
+        "cam_flip": False,
+        "config": {key: value for key, value in asdict(config).items() if key not in _ELSEWHERE},
+    } | others
+
+
+class Recipe(Base):
+    """TKP-PCL. Its pseudo labels then train a segmenter of one's own choice: there is none here."""
+
+    mean, std = TKPPCL_VOC.mean, TKPPCL_VOC.std
+    presets: ClassVar = {
+        "voc": _preset(TKPPCL_VOC),
+        "coco": _preset(TKPPCL_COCO),
+        "shapes": _preset(
+            replace(
+                TKPPCL_VOC,
+                mean_steps=30,
+                trained_blocks=None,
+                frozen_steps=0,
+                label_size=None,
+                dropout=0.0,
+                optimisation=Optimisation(
+                    80,
+                    lr=2e-3,
+                    head_factor=1.0,
+                    weight_decay=0.05,
+                    warmup_steps=20,
+                    warmup_ratio=0.01,
+                    restart_after_warmup=False,
+                ),
+            ),
+            backbone="vit_tiny_patch16_224",
+            backbone_options={"embed_dim": 96, "depth": 2, "num_heads": 3, "patch_size": 8, "img_size": 96},
+            pretrained=False,
+            train_positions=True,
+            batch_size=16,
+            augmentation={
+                "size": 96,
+                "rescale": [1.0, 1.0],
+                "jitter": [0.0, 0.0, 0.0, 0.0],
+                "grey": 0.0,
+                "blur": [0.0, 0.0, 0.0],
+            },
+        ),
+    }
+
+    @property
+    def unused_parameters(self) -> bool:
+        """While the backbone is frozen."""
+        return self.settings["config"]["frozen_steps"] > 0
+
+    def config(self) -> TKPPCLConfig:
+        """The method's configuration."""
+        settings = self.settings
+        optimisation = {**settings["optimisation"], "betas": tuple(settings["optimisation"]["betas"])}
+        return TKPPCLConfig(
+            **settings["config"],
+            num_classes=len(self.classes),
+            crop_size=settings["augmentation"]["size"],
+            batch_size=settings["batch_size"],
+            optimisation=Optimisation(settings["steps"], settings["lr"], **optimisation),
+        )
+
+    def build(self, process_group: dist.ProcessGroup | None = None) -> nn.Module:
+        """The module."""
+        settings = self.settings
+        return TKPPCL(
+            settings["backbone"],
+            config=self.config(),
+            pretrained=settings["pretrained"],
+            train_positions=settings["train_positions"],
+            checkpointing=settings["checkpointing"],
+            process_group=process_group,
+            backbone_options=settings["backbone_options"],
+        )
+
+    def views(self) -> Callable[[np.ndarray], dict]:
+        """One crop of a photograph: nothing else is seen of it."""
+        make = Views(Augmentation(**self.settings["augmentation"]), self.mean, self.std)
+        return lambda image: {"images": make.first(make.crop(as_tensor(image))[0])}
+
+    def step(self, module: nn.Module, batch: dict, step: int) -> TKPPCLOutput:
+        """One forward pass."""
+        return module(batch["images"], batch["image_labels"], step=step)
+
+    def published_step(self, module: nn.Module, batch: dict, step: int) -> TKPPCLOutput:
+        """The same, formula by formula: there is no published code."""
+        return published_step(module, batch["images"], batch["image_labels"], step=step)
+
+    def certified_from(self) -> int:
+        """The first step that trains the backbone."""
+        return self.settings["config"]["frozen_steps"]
+
+    def optimizer(self, module: nn.Module) -> torch.optim.Optimizer:
+        """AdamW, which is Adam where weights do not decay."""
+        optimisation = self.config().optimisation
+        trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+        return torch.optim.AdamW(
+            trained, lr=optimisation.lr, betas=optimisation.betas, weight_decay=optimisation.weight_decay
+        )
+
+    def lr_factor(self, step: int) -> float:
+        """The schedule, faster while the backbone is frozen."""
+        config = self.config()
+        factor = config.optimisation.head_factor if step < config.frozen_steps else 1.0
+        return factor * learning_rate_factor(step, config.optimisation)
+
+    def cams(self, module: nn.Module, images: Tensor, image_labels: Tensor) -> dict[str, Tensor]:
+        """Class maps with a background of their own, at the size of the images; the method has no CAMs."""
+        side, size = self.settings["config"]["label_size"], tuple(images.shape[2:])
+        if side is not None:
+            images = F.interpolate(images, size=(side, side), mode="bilinear", align_corners=False)
+        scales, flip = tuple(self.settings["cam_scales"]), self.settings["cam_flip"]
+        return {"cam": module.cams(images, image_labels, scales=scales, flip=flip, size=size)}
