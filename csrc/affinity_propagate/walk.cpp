@@ -16,7 +16,8 @@ struct WalkPlanes {
   int pairs;
   const int64_t* steps;  // (pairs) from a pixel to its neighbour
   A* weights;            // (pairs, size)
-  A* scales;             // (size): 1 / the sum of a pixel's weights, 0 outside
+  A* sums;               // (size): of a pixel's weights, without its own, which is 1
+  A* scales;             // (size): 1 / (1 + sum), 0 outside
 };
 
 }  // namespace toco
@@ -73,9 +74,11 @@ class Walk {
         stride_(whole(s.width, kLine) + halo_),
         size_(whole((s.height + 2 * (s.radius - 1)) * stride_ + 2 * halo_, kLine)),
         weights_(int64_t(offsets_.size()) * size_),
+        sums_(size_),
         scales_(size_) {
     for (const auto& [y, x] : offsets_) steps_.push_back(y * stride_ + x);
     std::fill_n(weights_.data, int64_t(offsets_.size()) * size_, A(0));
+    std::fill_n(sums_.data, size_, A(0));
     std::fill_n(scales_.data, size_, A(0));
   }
 
@@ -96,10 +99,11 @@ class Walk {
     });
     for (int64_t v = 0; v < height; ++v)
       for (int64_t u = 0; u < width; ++u) {
-        double sum = 1;
+        double sum = 0;
         for (int64_t k = 0; k < pairs; ++k)
           sum += double(weights_.data[k * size_ + at(v, u)]) + double(weights_.data[k * size_ + at(v, u) - steps_[k]]);
-        scales_.data[at(v, u)] = A(1 / sum);
+        sums_.data[at(v, u)] = A(sum);
+        scales_.data[at(v, u)] = A(1 / (1 + sum));
       }
   }
 
@@ -108,7 +112,7 @@ class Walk {
     const int64_t classes = shape_.classes, pixels = shape_.height * shape_.width;
     const int64_t blocks = std::min(whole((classes + kClasses - 1) / kClasses, parallel.threads), classes);
     const WalkPlanes<A> planes{stride_, size_, whole(shape_.width, kLine), int(offsets_.size()),
-                               steps_.data(), weights_.data, scales_.data};
+                               steps_.data(), weights_.data, sums_.data, scales_.data};
     every(blocks, parallel, [&](int64_t block, const Parallel& threads) {
       const int64_t first = block * classes / blocks, count = (block + 1) * classes / blocks - first;
       const Buffer<A> maps(2 * count * size_);
@@ -143,7 +147,7 @@ class Walk {
   const std::vector<std::pair<int64_t, int64_t>> offsets_;
   const int64_t halo_, stride_, size_;
   std::vector<int64_t> steps_;
-  const Buffer<A> weights_, scales_;
+  const Buffer<A> weights_, sums_, scales_;
 };
 
 }  // namespace

@@ -2,7 +2,8 @@
 
 #include "common/vector.h"
 
-// Each pixel becomes the mean of itself and of both neighbours of every pair, by their weights.
+// Each pixel becomes the mean of itself and of both neighbours of every pair, by their weights; computed as a change of
+// its score, so that pixels without neighbours keep theirs to the last bit, however many steps follow.
 template <typename A, int kClasses>
 TOCO_TARGET void walk_row(const WalkPlanes<A>& planes, const A* from, A* to, int64_t row) {
   using V = typename Vector<A>::type;
@@ -10,9 +11,7 @@ TOCO_TARGET void walk_row(const WalkPlanes<A>& planes, const A* from, A* to, int
   constexpr int kSize = Vector<A>::kSize;
   const int64_t plane = planes.size;
   for (int64_t p = row; p < row + planes.width; p += kSize) {
-    V sums[kClasses];
-#pragma GCC unroll 8
-    for (int c = 0; c < kClasses; ++c) sums[c] = *(const V*)(from + c * plane + p);
+    V sums[kClasses] = {};
     for (int k = 0; k < planes.pairs; ++k) {
       const int64_t step = planes.steps[k];
       const A *ahead = from + p + step, *behind = from + p - step;
@@ -24,9 +23,12 @@ TOCO_TARGET void walk_row(const WalkPlanes<A>& planes, const A* from, A* to, int
         sums[c] += to_behind * *(const U*)(behind + c * plane);
       }
     }
-    const V scale = *(const V*)(planes.scales + p);
+    const V scale = *(const V*)(planes.scales + p), sum = *(const V*)(planes.sums + p);
 #pragma GCC unroll 8
-    for (int c = 0; c < kClasses; ++c) *(V*)(to + c * plane + p) = sums[c] * scale;
+    for (int c = 0; c < kClasses; ++c) {
+      const V x = *(const V*)(from + c * plane + p);
+      *(V*)(to + c * plane + p) = x + (sums[c] - sum * x) * scale;
+    }
   }
 }
 

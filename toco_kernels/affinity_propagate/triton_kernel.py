@@ -131,24 +131,25 @@ def random_walk(
     stride = width + 2 * halo
     weights = torch.zeros_like(edges)  # of pairs inside the image; the others' stay zero
     for k, (y, x) in enumerate(found):
-        inside = (slice(None), k, slice(0, max(height - y, 0)), slice(max(-x, 0), max(width - max(x, 0), max(-x, 0))))
-        weights[inside] = edges[inside] ** beta
+        pairs = (slice(None), k, slice(0, max(height - y, 0)), slice(max(-x, 0), max(width - max(x, 0), max(-x, 0))))
+        weights[pairs] = edges[pairs] ** beta
     weights = F.pad(weights, padding).flatten(2)
     step_sizes = [y * stride + x for y, x in found]
     first = halo * stride + halo
     last = first + (height - 1) * stride + width
-    sums = weights[..., first:last].sum(dim=1, dtype=torch.float64) + 1
+    sums = weights[..., first:last].sum(dim=1, dtype=torch.float64)
     for k, step in enumerate(step_sizes):
         sums += weights[:, k, first - step : last - step]
     size = weights.shape[2]
-    scales = maps.new_zeros(batch, size)
-    scales[:, first:last] = 1 / sums
-    scales *= F.pad(maps.new_ones(height, width), padding).flatten()
+    inside = F.pad(maps.new_ones(height, width), padding).flatten()
+    sums = F.pad(sums, (first, size - last))
+    scales = (inside / (1 + sums)).float()
+    sums = (inside * sums).float()
     maps = F.pad(maps, padding).flatten(2)
     walked = torch.zeros_like(maps)
     grid = triton.cdiv(last - first, WALK["BLOCK"]), triton.cdiv(classes, WALK["BLOCK_C"]), batch
     for _ in range(steps):
-        walk_kernel[grid](maps, weights, scales, walked, classes, first, last, stride, size, len(found), radius, **WALK)
+        walk_kernel[grid](maps, weights, sums, scales, walked, classes, first, last, stride, size, len(found), radius, **WALK)
         maps, walked = walked, maps
     planes = maps.unflatten(2, (height + 2 * halo, stride))
     return planes[:, :, halo : halo + height, halo : halo + width].contiguous()
