@@ -20,6 +20,7 @@ select := $(if $(ONLY),-k '$(ONLY)')
 # Kernels for the GPU at hand, or for a common one. A wheel holds them for every GPU on the list in CMakeLists.txt.
 gpus = $(shell nvidia-smi >/dev/null 2>&1 && echo native || echo 90)
 options = CMAKE_ARGS="-DCMAKE_CUDA_ARCHITECTURES=$(gpus) $$CMAKE_ARGS"
+site = NO_MKDOCS_2_WARNING=1 $(here) -m mkdocs --quiet build
 build = $(options) $(PYTHON) setup.py --quiet build_ext --inplace
 
 .PHONY: help
@@ -38,19 +39,35 @@ test: build  ## all tests, by two processes
 bench: build  ## all benchmarks
 	$(here) -m pytest benchmarks $(select)
 
+.PHONY: fuzz
+fuzz: build  ## for a night: 10,000 drawn cases of every operator; goes on where it ended (OPTIONS='--shard 1/4')
+	OMP_NUM_THREADS=1 $(here) tests/fuzz.py $(OPTIONS) $(if $(ONLY),--only $(ONLY))
+
+.PHONY: asan
+asan: $(environment)  ## CPU kernels under the address and undefined-behaviour sanitizers
+	$(here) tests/sanitized.py $(if $(ONLY),-k '$(ONLY)')
+
 .PHONY: check
-check: $(environment)  ## sources as ruff and clang-format want them, tables as measured
+check: $(environment)  ## sources as ruff and clang-format want them, tables as measured, documentation without a warning
 	@status=0; set -x; \
 	$(PYTHON) -m ruff check . || status=1; \
 	$(PYTHON) -m ruff format --check . || status=1; \
 	find csrc python -name '*.h' -o -name '*.cpp' -o -name '*.cu' | xargs clang-format --dry-run -Werror || status=1; \
 	$(here) benchmarks/tables.py --check || status=1; \
+	$(site) || status=1; \
 	exit $$status
 
+.PHONY: docs
+docs: $(environment)  ## the documentation, in build/site
+	$(site)
+
 .PHONY: wheel
-wheel: $(environment)  ## a wheel for this Python and every torch since 2.11, in dist/
-	rm -rf build/lib* build/bdist*
-	$(PYTHON) -m pip wheel --no-build-isolation --no-deps --wheel-dir dist .
+wheel: $(environment)  ## wheels in dist/: manylinux for this Python (or PYTHONS='python3.10 …'), and one of pure Python
+	$(PYTHON) .ci/wheels.py $(PYTHONS)
+
+.PHONY: release-test
+release-test:  ## try the wheels in dist/ in fresh environments, under the oldest torch and the newest
+	$(PYTHON) .ci/release_test.py $(OPTIONS)
 
 .PHONY: clean
 clean:  ## remove everything built; .venv stays
@@ -81,6 +98,21 @@ gpu gpu-full:
 	  try benchmarks $(if $(seconds),$$(($(seconds) - SECONDS)),0) $(PYTHON) -m pytest benchmarks $(decisive) $(select); \
 	fi; \
 	echo "$$summary"; exit $$failed
+
+# Every kernel on small inputs under compute-sanitizer. Torch's cache of memory would hide what is read beside a tensor.
+sanitized = $(PYTHON) -m pytest -q tests/test_contract.py -k 'cuda and float32 and (values or edges) $(if $(ONLY),and $(ONLY))'
+.PHONY: gpu-sanitize
+gpu-sanitize: PYTHON := $(present)
+gpu-sanitize:  ## on a GPU machine: memory and races of every kernel, by compute-sanitizer
+	@export PYTHONPATH="$(CURDIR)" PYTORCH_NO_CUDA_MEMORY_CACHING=1; status=0; \
+	for tool in memcheck racecheck; do \
+	  compute-sanitizer --tool $$tool --error-exitcode 1 --target-processes all $(sanitized) || status=1; \
+	done; exit $$status
+
+.PHONY: gpu-profile
+gpu-profile: PYTHON := $(present)
+gpu-profile:  ## where the time of a training step goes, published and ours: benchmarks/results/<machine>-step.txt
+	PYTHONPATH="$(CURDIR)" $(PYTHON) benchmarks/profile_step.py
 
 .PHONY: build
 build: $(environment)

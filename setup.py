@@ -2,7 +2,8 @@
 
 What this machine cannot build (no compiler, no nvcc, no torch) is left out, and the package works without it, slower:
 `python -m toco_kernels doctor` says what is missing. What it can build must build: a compile error is an error.
-Options for CMake go into the environment variable CMAKE_ARGS, as usual.
+Options for CMake go into the environment variable CMAKE_ARGS, as usual; -DTOCO_PURE=ON there makes a wheel without
+libraries, for every platform.
 """
 
 import importlib.util
@@ -18,10 +19,12 @@ from pathlib import Path
 
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
+from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).resolve().parent
 LIBRARIES = ("_torch_cpu", "_torch_cuda", "_numpy")
 OLDEST_TORCH = (2, 11)
+PURE = "-DTOCO_PURE=ON" in shlex.split(os.environ.get("CMAKE_ARGS", ""))
 
 
 def find_package(name):
@@ -55,6 +58,30 @@ def missing_from(package):
     return {library: why for library, why in missing.items() if why}
 
 
+class BuildPython(build_py):
+    """The package, and in it the benchmarks, which `python -m toco_kernels bench` and `memory` run."""
+
+    def run(self):
+        super().run()
+        if self.editable_mode:  # the checkout has them
+            return
+        package = Path(self.build_lib) / "toco_kernels"
+        for source, target in self.benchmarks():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source, target)
+        if PURE:
+            why = "this is the wheel of pure Python, for machines that no other wheel is for"
+            (package / "_build.json").write_text(json.dumps({"missing": dict.fromkeys(LIBRARIES, why)}))
+
+    def benchmarks(self):
+        sources = [file for pattern in ("*.py", "*.cpp", "*.ini") for file in (ROOT / "benchmarks").glob(pattern)]
+        return [(file, Path(self.build_lib) / "toco_kernels" / "_benchmarks" / file.name) for file in sources]
+
+    def get_outputs(self, include_bytecode=True):
+        copied = [] if self.editable_mode else [str(target) for _, target in self.benchmarks()]
+        return [*super().get_outputs(include_bytecode), *copied]
+
+
 class CMakeBuild(build_ext):
     def run(self):
         package = ROOT if self.inplace else Path(self.build_lib).resolve()
@@ -80,7 +107,10 @@ class CMakeBuild(build_ext):
 
         # A folder that outlives the build, so that the next one compiles only what changed. What CMake remembers of
         # options and compilers serves only the same question, and only where nothing was missing.
-        build = ROOT / "build" / f"cmake-{sys.implementation.cache_tag}-{'inplace' if self.inplace else 'wheel'}"
+        kind = "inplace" if self.inplace else "wheel"
+        if "-DTOCO_SANITIZE=ON" in options:
+            kind = "sanitized"
+        build = ROOT / "build" / f"cmake-{sys.implementation.cache_tag}-{kind}"
         build.mkdir(parents=True, exist_ok=True)
         variables = ("PATH", "CXX", "CXXFLAGS", "CUDACXX", "CUDAFLAGS", "CUDA_HOME")
         environment = [f"{name}={os.environ.get(name)}" for name in variables]
@@ -99,4 +129,7 @@ class CMakeBuild(build_ext):
         return {}
 
 
-setup(ext_modules=[Extension("toco_kernels._numpy", sources=[])], cmdclass={"build_ext": CMakeBuild})
+setup(
+    ext_modules=[] if PURE else [Extension("toco_kernels._numpy", sources=[])],
+    cmdclass={"build_ext": CMakeBuild, "build_py": BuildPython},
+)

@@ -44,21 +44,28 @@ def trained(model):
     return {name: p for name, p in model.named_parameters() if p.requires_grad}
 
 
-def step_inputs(generator, *, backbone, batch, size):
-    model = model_of(backbone)
-    labels = torch.zeros(batch, 20)
+def views_of(generator, config, *, batch, size, classes, present=2):
+    """What a step sees: images, their labels, and other views of the same photographs."""
+    labels = torch.zeros(batch, classes)
     for row in labels:
-        row[torch.randperm(20, generator=generator)[:2]] = 1
-    mean, std = (torch.tensor(x)[:, None, None] for x in (VOC.mean, VOC.std))
+        row[torch.randperm(classes, generator=generator)[:present]] = 1
+    mean, std = (torch.tensor(x)[:, None, None] for x in (config.mean, config.std))
     views = [(photographs(generator, batch, size, size) - mean) / std for _ in range(3)]
     return {
-        "backbone": backbone,
-        "weights": torch.cat([p.detach().flatten() for p in trained(model).values()]),
         "images": views[0],
         "image_labels": labels,
         "second_global": views[1],
         "local_source": views[2],
-        "draws": torch.rand(batch, CROPS, generator=generator),
+        "draws": torch.rand(batch, config.local_crops, generator=generator),
+    }
+
+
+def step_inputs(generator, *, backbone, batch, size):
+    model = model_of(backbone)
+    return {
+        "backbone": backbone,
+        "weights": torch.cat([p.detach().flatten() for p in trained(model).values()]),
+        **views_of(generator, VOC, batch=batch, size=size, classes=20),
         "boxes": torch.tensor([[0, size, 0, size]] * batch),
     }
 

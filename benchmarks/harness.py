@@ -260,16 +260,25 @@ def _peak_mb(bench: Bench, case: Case, direction: str, provider: str, output: Te
     return _digits(measure.peak_mb(f"{__name__}:prepare", *where, list(output.shape), _name(output.dtype)))
 
 
+def prepare_training(module: str, op: str, sizes: dict, provider: str) -> Callable[[], object]:
+    """As `prepare`, of any sizes, in the direction of training. What is differentiable there has a scalar output."""
+    return prepare(module, op, sizes, _find(module, op).directions[-1], provider, [], "float32")
+
+
 def prepare(
-    module: str, op: str, case: int, direction: str, provider: str, shape: list[int], dtype: str
+    module: str, op: str, case: int | dict, direction: str, provider: str, shape: list[int], dtype: str
 ) -> Callable[[], object]:
-    """The call whose memory is measured, in a process that has nothing else to do."""
-    bench = next(x for x in vars(import_module(module)).values() if isinstance(x, Bench) and x.op == op)
-    function, measured = bench.providers[provider], bench.cases[case]
+    """The call whose memory is measured, in a process that has nothing else to do. A case is one's number, or sizes."""
+    bench = _find(module, op)
+    function, measured = bench.providers[provider], Case("", case) if isinstance(case, dict) else bench.cases[case]
     tiny = Case("tiny", bench.tiny, measured.dtype)  # loads what a process loads once
     step(function, bench.make(tiny, direction))()
     _arriving(tuple(shape), getattr(torch, dtype))  # the output's gradient is not the operator's
     return step(function, bench.make(measured, direction))
+
+
+def _find(module: str, op: str) -> Bench:
+    return next(x for x in vars(import_module(module)).values() if isinstance(x, Bench) and x.op == op)
 
 
 def _tensors(inputs: dict) -> dict[str, Tensor]:

@@ -7,8 +7,11 @@ import re
 import subprocess
 from pathlib import Path
 
+from toco_kernels import __version__
+
 ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).parent / "results"
+INSTALLED = Path(__file__).parent.name == "_benchmarks"  # in a wheel there are no sources: the version stands for them
 KEY = ("op", "case", "shape", "dtype", "precision", "direction", "provider", "timer", "cache", "threads")
 
 
@@ -40,6 +43,8 @@ def _key(row: dict) -> tuple:
 
 def sources(room: str) -> str:
     """A hash of a room's files and what they share, white space aside. Rows with another one are older than them."""
+    if INSTALLED:
+        return __version__
     patterns = f"csrc/{room}/*", f"python/*/{room}.cpp", f"python/{room}.h", f"toco_kernels/{room}/*.py"
     patterns += "python/common.h", "toco_kernels/_library.py"
     files = {file for pattern in patterns for file in ROOT.glob(pattern)}
@@ -57,6 +62,9 @@ def sources(room: str) -> str:
 
 def commit() -> str:
     """The commit that is checked out, `+dirty` where other files than results differ from it, 'unknown' without git."""
+
+    if INSTALLED:
+        return f"toco_kernels {__version__}"
 
     def git(*args: str) -> str:
         return subprocess.run(["git", *args], cwd=ROOT, check=True, capture_output=True, text=True).stdout.strip()

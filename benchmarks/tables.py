@@ -1,8 +1,9 @@
-"""Write the README's benchmark tables from benchmarks/results.
+"""Write the benchmark tables of README.md and docs/benchmarks.md from benchmarks/results.
 
-    python benchmarks/tables.py [--check] [--readme PATH] [--results DIR]
+    python benchmarks/tables.py [--check] [--readme PATH …] [--results DIR]
 
-A table goes between `<!-- benchmarks: NAME -->` and `<!-- /benchmarks -->`, where NAME is an operator or a room.
+A table goes between `<!-- benchmarks: NAME -->` and `<!-- /benchmarks -->`, where NAME is an operator, a room, `steps`
+for whole training steps, `summary` for a line of each operator, or `losses` for every shape where a rival is faster.
 """
 
 import argparse
@@ -24,49 +25,118 @@ MARKED = re.compile(r"(<!-- benchmarks: (\w+) -->\n).*?(<!-- /benchmarks -->)", 
 def main() -> str | None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="write nothing; fail when the tables are out of date")
-    parser.add_argument("--readme", type=Path, default=ROOT / "README.md")
+    parser.add_argument("--readme", type=Path, nargs="+", default=[ROOT / "README.md", ROOT / "docs/benchmarks.md"])
     parser.add_argument("--results", type=Path, default=RESULTS)
     args = parser.parse_args()
-    before = args.readme.read_text()
-    after = fill(before, [json.loads(file.read_text()) for file in sorted(args.results.glob("*.json"))])
-    if not args.check:
-        args.readme.write_text(after)
-    elif after != before:
-        return f"{args.readme} is out of date: run `python benchmarks/tables.py` and commit what it writes"
+    machines = [json.loads(file.read_text()) for file in sorted(args.results.glob("*.json"))]
+    for page in args.readme:
+        before = page.read_text()
+        after = fill(before, machines)
+        if not args.check:
+            page.write_text(after)
+        elif after != before:
+            return f"{page} is out of date: run `python benchmarks/tables.py` and commit what it writes"
 
 
-def fill(readme: str, machines: list[dict]) -> str:
-    """The README with the tables of these machines between its markers."""
+def fill(page: str, machines: list[dict]) -> str:
+    """The page with the tables of these machines between its markers."""
 
     def tables(marker: re.Match) -> str:
         start, name, end = marker.groups()
+        if name in WHOLE:
+            return start + WHOLE[name](machines) + end
         ops = ROOMS.get(name, (name,))
+        if name == "steps":
+            ops = {row["op"] for m in machines for row in m["rows"] if _is_step(row["op"])}
         chosen = [(m, [row for row in m["rows"] if row["op"] in ops]) for m in machines]
         found = [render(m["machine"], m["commit"], rows) for m, rows in chosen if rows]
         return start + "\n".join(found or ["Not measured yet.\n"]) + end
 
-    return MARKED.sub(tables, readme)
+    return MARKED.sub(tables, page)
 
 
 def render(machine: dict, commit: str, rows: list[dict]) -> str:
     """One Markdown table per operator."""
-    place = machine["gpu"] or f"{machine['cpu']}, {machine['cores']} cores"
     return "\n".join(
-        f"**`{op}`** on {place}, torch {machine['torch']}, commit {commit}\n\n"
+        f"**`{op}`** on {_place(machine)}, torch {machine['torch']}, commit {commit}\n\n"
         + _table([row for row in rows if row["op"] == op])
-        for op in sorted({row["op"] for row in rows})
+        for op in sorted({row["op"] for row in rows}, key=lambda op: (not _is_step(op), op))
     )
 
 
-def _table(rows: list[dict]) -> str:
+def _place(machine: dict) -> str:
+    return machine["gpu"] or f"{machine['cpu']}, {machine['isa']}, {machine['cores']} cores"
+
+
+def losses(machines: list[dict]) -> str:
+    """Where a rival is faster: one Markdown table, with the fastest of them."""
+    header = ["operator", "case", "direction", "timer", "rival", "ours / the rival, ms"]
+    cells = []
+    for machine in machines:
+        for line in _lines(machine["rows"]):
+            rivals = [row for name, row in line.items() if name not in (OURS, *LIMITS)]
+            fastest = min(rivals, key=lambda row: row["ms"], default=None)
+            if fastest and OURS in line and fastest["ms"] < line[OURS]["ms"]:
+                case, shape, dtype, direction, timer, *_ = _line(line, [])
+                both = f"{_number(line[OURS]['ms'])} / {_number(fastest['ms'])}"
+                what = f"{case}: {shape}, {dtype}"
+                cells.append(
+                    [
+                        f"`{fastest['op']}`",
+                        what,
+                        direction,
+                        f"{timer}, {_place(machine['machine'])}",
+                        fastest["provider"],
+                        both,
+                    ]
+                )
+    if not cells:
+        return "No rival is faster at any shape that was measured.\n"
+    return "".join(f"| {' | '.join(row)} |\n" for row in [header, ["---"] * len(header), *cells])
+
+
+def summary(machines: list[dict]) -> str:
+    """The first case of every operator, its training where it has a gradient: a table for each machine."""
+    return "\n".join(
+        f"{_place(m['machine'])}, torch {m['machine']['torch']}:\n\n{_summary(m['rows'])}" for m in machines
+    )
+
+
+def _summary(rows: list[dict]) -> str:
+    header = ["operator", "case", "ms", "published", "best rewrite", "peak MB, ours / published"]
+    chosen: dict[str, dict[str, dict]] = {}
+    for line in _lines([row for row in rows if row["timer"] != "graph"]):
+        row = next(iter(line.values()))
+        first = next(iter(chosen.get(row["op"], line).values()))
+        training = (row["case"], row["shape"], row["dtype"]) == (first["case"], first["shape"], first["dtype"])
+        if OURS in line and (row["op"] not in chosen or (training and "backward" in row["direction"])):
+            chosen[row["op"]] = line
+    cells = []
+    for op in sorted(chosen, key=lambda op: (not _is_step(op), op)):
+        line = chosen[op]
+        case, _, _, direction, _, time, published, rewrite, peak, _ = _line(line, ["published", "rewrite"])
+        cells.append([f"`{op}`", f"{case}, {direction}", re.sub(r" \(.*?\)", "", time), published, rewrite, peak])
+    return "".join(f"| {' | '.join(row)} |\n" for row in [header, ["---"] * len(header), *cells])
+
+
+WHOLE = {"losses": losses, "summary": summary}  # tables of everything, by name
+
+
+def _lines(rows: list[dict]) -> list[dict[str, dict]]:
+    """Rows of one line together, by provider."""
     lines: dict[tuple, dict[str, dict]] = {}  # what the providers of a line share -> their rows
     for row in rows:
         name = row["provider"].removesuffix(f"+{row['precision']}")
-        lines.setdefault(tuple(row[key] for key in LINE), {})[name] = row
-    rivals = sorted({name for line in lines.values() for name in line} - {OURS, *LIMITS})
+        lines.setdefault((row["op"], *(row[key] for key in LINE)), {})[name] = row
+    return [*lines.values()]
+
+
+def _table(rows: list[dict]) -> str:
+    lines = _lines(rows)
+    rivals = sorted({name for line in lines for name in line} - {OURS, *LIMITS})
     header = ["case", "shape", "dtype", "direction", "timer", f"{OURS}, ms (p20–p80)", *(f"{r}, ms" for r in rivals)]
     header += ["peak MB, ours / published", "error, ours / published"]
-    cells = [header, ["---"] * len(header), *(_line(line, rivals) for line in lines.values())]
+    cells = [header, ["---"] * len(header), *(_line(line, rivals) for line in lines)]
     return "".join(f"| {' | '.join(row)} |\n" for row in cells)
 
 
@@ -104,9 +174,14 @@ def _number(x: float, digits: int = 3) -> str:
     return f"{x:.0f}" if x >= 10**digits else f"{x:.{digits}g}"
 
 
+def _is_step(op: str) -> bool:
+    """Whether this is a whole training step."""
+    return op.endswith("_step")
+
+
 def _room(op: str) -> str:
     whole_steps = "methods"
-    return next((room for room, names in ROOMS.items() if op in names), whole_steps if op.endswith("_step") else op)
+    return next((room for room, names in ROOMS.items() if op in names), whole_steps if _is_step(op) else op)
 
 
 if __name__ == "__main__":

@@ -1,61 +1,132 @@
-"""With and without the contrast losses, from nothing on the shapes: three seeds each, and the table in the README.
+"""With and without a method's contrast terms, from nothing on the shapes: three seeds each, and the README's table.
 
-    python docs/shapes_study.py [--out DIR] [--steps N]
+    python docs/shapes_study.py --method toco [--out DIR] [--steps N]   # trains; writes docs/shapes_study_toco.json
+    python docs/shapes_study.py --table                                 # writes the table of all methods into README.md
 
-It goes on where it stopped. All but the weights of `ptc` and `ctc` is the preset `shapes`; the numbers are of the
-test split, which nothing was chosen by.
+It goes on where it stopped. A variant is the preset `shapes` with nothing changed but what VARIANTS says. The numbers
+are of the test split, which nothing was chosen by: the threshold and all else are the preset's.
 """
 
 import argparse
 import json
+import re
+from collections.abc import Callable
 from pathlib import Path
 
 from toco_kernels.training.loop import train
-from toco_kernels.training.recipes.toco import Recipe
+from toco_kernels.training.recipes import find
 from toco_kernels.training.trainer import Job
 
+ROOT = Path(__file__).parents[1]
+README = ROOT / "README.md"
+START, END = "<!-- shapes study -->\n", "<!-- /shapes study -->"
 NUMBERS = ("cam_miou", "pseudo_label_miou", "seg_miou")
 SEEDS = (0, 1, 2)
 
 
-def settings(contrast: bool, steps: int | None) -> dict:
-    """The preset, without the contrast losses if need be."""
-    values = Recipe.preset("shapes", **({} if steps is None else {"steps": steps}))
-    if contrast:
-        return values
-    stages = [
-        {**stage, "weights": {name: w for name, w in stage["weights"].items() if name not in ("ptc", "ctc")}}
-        for stage in values["config"]["stages"]
-    ]
-    return values | {"config": values["config"] | {"stages": stages}}
+def as_preset(values: dict) -> dict:
+    """Nothing changed."""
+    return values
+
+
+def without_losses(*losses: str) -> Callable[[dict], dict]:
+    """No weight for these losses in any stage of `config`."""
+
+    def change(values: dict) -> dict:
+        stages = [
+            {**stage, "weights": {name: w for name, w in stage["weights"].items() if name not in losses}}
+            for stage in values["config"]["stages"]
+        ]
+        return values | {"config": values["config"] | {"stages": stages}}
+
+    return change
+
+
+def without_weights(*losses: str) -> Callable[[dict], dict]:
+    """No weight for these losses in `config`, which has no stages."""
+
+    def change(values: dict) -> dict:
+        weights = {name: w for name, w in values["config"]["weights"].items() if name not in losses}
+        return values | {"config": values["config"] | {"weights": weights}}
+
+    return change
+
+
+# method -> variant -> from the settings of its preset to those of the variant
+VARIANTS: dict[str, dict[str, Callable[[dict], dict]]] = {
+    "toco": {"with": as_preset, "without": without_losses("ptc", "ctc")},
+    "ppc": {"with": as_preset, "without": without_weights("cross_prototype", "cross_cam", "intra")},
+}
+
+
+def settings(method: str, variant: str, steps: int | None = None) -> dict:
+    """What is trained."""
+    preset = find(method).preset("shapes", **({} if steps is None else {"steps": steps}))
+    return VARIANTS[method][variant](preset)
+
+
+def result_file(method: str) -> Path:
+    """Where a method's numbers are."""
+    return Path(__file__).with_name(f"shapes_study_{method}.json")
+
+
+def study(method: str, out: Path, steps: int | None) -> list[dict]:
+    """Train what is missing; a row for each run."""
+    rows = []
+    for seed in SEEDS:
+        for variant in VARIANTS[method]:
+            run, values = out / f"{method}-{variant}-{seed}", settings(method, variant, steps)
+            if not (run / "metrics.json").exists():
+                train(Job(run, method, values, seed=seed, checkpoint_every=10), resume=True)
+            metrics = json.loads((run / "metrics.json").read_text())
+            rows.append({"variant": variant, "seed": seed, "steps": metrics["steps"], "images": metrics["images"]})
+            rows[-1] |= {name: None if metrics[name] is None else round(metrics[name], 4) for name in NUMBERS}
+            print(rows[-1], flush=True)
+    return rows
+
+
+def table() -> str:
+    """Of all methods that have been studied, in percent: a line for each variant, its seeds and their mean."""
+    lines = ["| mIoU, % | contrast terms | raw CAM | refined by PAR | segmentation |", "|---|---|---|---|---|"]
+    for method, variants in VARIANTS.items():
+        if not result_file(method).exists():
+            continue
+        rows = json.loads(result_file(method).read_text())
+        for variant in variants:
+            chosen = [row for row in rows if row["variant"] == variant]
+            cells = (_cell([row[name] for row in chosen]) for name in NUMBERS)
+            lines.append(f"| {method} | {variant} | {' | '.join(cells)} |")
+    return "".join(f"{line}\n" for line in lines)
+
+
+def _cell(values: list[float | None]) -> str:
+    """The mean, and what it is of."""
+    if None in values:
+        return "—"
+    each = ", ".join(f"{100 * value:.1f}" for value in values)
+    return f"{100 * sum(values) / len(values):.1f} ({each})"
+
+
+def write_table() -> None:
+    """Into the README, between its markers."""
+    content = START + table() + END
+    README.write_text(re.sub(f"{START}.*?{END}", lambda _: content, README.read_text(), flags=re.DOTALL))
 
 
 def main() -> None:
-    """Train what is missing, and write the numbers."""
+    """Train, or write the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("shapes_study"))
-    parser.add_argument("--steps", type=int)
+    parser.add_argument("--method", choices=VARIANTS, help="train all variants of this one")
+    parser.add_argument("--out", type=Path, default=Path("shapes_study"), help="for the runs")
+    parser.add_argument("--steps", type=int, help="fewer than the preset's, to try it")
+    parser.add_argument("--table", action="store_true", help="write the README's table")
     args = parser.parse_args()
-    rows = []
-    for seed in SEEDS:
-        for contrast in (True, False):
-            run = args.out / f"{'with' if contrast else 'without'}-{seed}"
-            if not (run / "metrics.json").exists():
-                train(Job(run, "toco", settings(contrast, args.steps), seed=seed, checkpoint_every=25), resume=True)
-            metrics = json.loads((run / "metrics.json").read_text())
-            rows.append({"contrast": contrast, "seed": seed, "seconds": round(metrics["seconds"])})
-            rows[-1] |= {name: round(metrics[name], 4) for name in NUMBERS}
-    Path(__file__).with_suffix(".json").write_text(json.dumps(rows, indent=2) + "\n")
-    print(table(rows))
-
-
-def table(rows: list[dict]) -> str:
-    """In percent, a line for each run."""
-    lines = ["| contrast losses | seed | raw CAM | refined by PAR | segmentation |", "|---|---|---|---|---|"]
-    for row in sorted(rows, key=lambda row: (not row["contrast"], row["seed"])):
-        numbers = " | ".join(f"{100 * row[name]:.1f}" for name in NUMBERS)
-        lines.append(f"| {'with' if row['contrast'] else 'without'} | {row['seed']} | {numbers} |")
-    return "\n".join(lines)
+    if args.method:
+        rows = study(args.method, args.out, args.steps)
+        if args.steps is None:
+            result_file(args.method).write_text(json.dumps(rows, indent=1) + "\n")
+    if args.table:
+        write_table()
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ VARIANTS = {  # file -> name there -> name of ours
         "get_energy_loss": "get_energy_loss",
         "DenseEnergyLoss": "DenseEnergyLossByFactor",
     },
+    "model/pooling.py": {"adaptive_min_pooling_loss": "adaptive_min_pooling_loss", "max_onehot": "max_onehot"},
     "model/refiners.py": {"PAR": "PAR", "PAMR": "PAMR"},
     "model/resizing.py": {"PAR": "PARResizingImages"},
     "utils/camutils.py": {

@@ -118,6 +118,33 @@ def test_saliency_loss(device):
     torch.testing.assert_close(saliency_loss(logits, saliency, labels, threshold=0.4), expected)
 
 
+def losses_of(views):
+    """Every loss of the room."""
+    *cams, labels = views
+    return [
+        *seam_losses(*cams, labels),
+        adaptive_min_pooling_loss(cams[0]),
+        saliency_loss(cams[0], cams[1][:, :1], labels),
+    ]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_half_precision_is_computed_in_float32(dtype, device):
+    rounded = [x.to(dtype) for x in views(device)]
+    for actual, expected in zip(losses_of(rounded), losses_of([x.float() for x in rounded]), strict=True):
+        assert actual.dtype == torch.float32
+        assert torch.equal(actual, expected)
+    large = torch.full((1, 1, 32, 32), 300.0, dtype=torch.float16, device=device)  # the sum is no number of float16
+    assert adaptive_min_pooling_loss(large) == 300
+
+
+def test_nothing_is_zero(device):
+    """Of no images; and of so few pixels that less than one difference is among the largest, one counts."""
+    assert [loss.item() for loss in losses_of([x[:0] for x in views(device)])] == [0, 0, 0, 0]
+    *cams, labels = views(device)
+    assert seam_losses(*cams, labels, share=1e-6)[1] >= seam_losses(*cams, labels)[1]
+
+
 def test_nothing_waits_for_the_host(device):
     if device != "cuda":
         pytest.skip("a CPU never waits")

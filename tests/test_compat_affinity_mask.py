@@ -251,6 +251,17 @@ def test_ignore_index(ignore_index, rows, device):
         assert torch.equal(mask, expected)
 
 
+@pytest.mark.parametrize("ignore_index", [0, 1, 255])
+def test_ignored_pairs(ignore_index, device):
+    """The keyword of a fork: pairs of that value do not count, whatever the mask is made of."""
+    mask, plain = pair(device)
+    expected = loss_and_grad(get_masked_ptc_loss, tokens(device), plain.masked_fill(plain == ignore_index, 7))
+    for given in (mask, plain):
+        actual = loss_and_grad(lambda x, m: get_masked_ptc_loss(x, m, ignore_index), tokens(device), given)
+        for a, b in zip(actual, expected, strict=True):
+            torch.testing.assert_close(a, b)
+
+
 def test_fractions_of_labels_do_not_count(device):
     labels = torch.tensor([[[0.2, 0.7, 1.4]]], device=device)
     assert label_to_aff_mask(labels).tolist() == [[[255, 1, 0], [1, 255, 0], [0, 0, 255]]]
@@ -304,12 +315,13 @@ def test_compiled(device):
         return get_masked_ptc_loss(inputs, label_to_aff_mask(labels))
 
     mask, plain = pair(device)
-    inside = torch.compile(lambda labels: label_to_aff_mask(labels), fullgraph=True)
+    inside = torch.compile(lambda labels: label_to_aff_mask(labels), fullgraph=True, backend="aot_eager")
     assert type(inside(labels_of(device))) is Tensor
     assert torch.equal(inside(labels_of(device)), plain)
-    assert_same(loss_and_grad(torch.compile(train, fullgraph=True), tokens(device), labels_of(device)), plain, device)
+    compiled = torch.compile(train, fullgraph=True, backend="aot_eager")
+    assert_same(loss_and_grad(compiled, tokens(device), labels_of(device)), plain, device)
 
-    compiled = torch.compile(get_masked_ptc_loss, fullgraph=True)
+    compiled = torch.compile(get_masked_ptc_loss, fullgraph=True, backend="aot_eager")
     assert_same(loss_and_grad(compiled, tokens(device), mask), plain, device)
     other = torch.arange(24, device=device).view(2, *IMAGE) // 5
     expected = reference.affinity_mask(other.flatten(1), 255)

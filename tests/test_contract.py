@@ -1,5 +1,7 @@
 """What every room owes, written once (CONTRIBUTING.md). A room is described in tests/rooms."""
 
+from contextlib import suppress
+
 import pytest
 import torch
 from rooms import ROOMS, needs_kernel
@@ -465,3 +467,27 @@ def test_graph_capture(room):
     torch.cuda.synchronize()
     for name, leaf in leaves.items():
         assert torch.equal(leaf.grad, expected[name])
+
+
+@pytest.mark.gpu
+@every_room
+def test_out_of_memory_leaves_everything_usable(room):
+    """An operator that gets no memory raises what torch raises, and works again once there is some."""
+    inputs = prepared(room.sample(), "cuda")
+    expected = run(room.function, inputs, room.differentiable)
+    torch.cuda.synchronize()
+    torch.cuda.empty_cache()
+    total = torch.cuda.get_device_properties("cuda").total_memory
+    torch.cuda.set_per_process_memory_fraction(torch.cuda.memory_reserved() / total)
+    try:
+        hog = []
+        for shift in range(24, 8, -1):  # what the allocator has is used up to its smallest block
+            with suppress(torch.OutOfMemoryError):
+                while True:
+                    hog.append(torch.empty(1 << shift, dtype=torch.uint8, device="cuda"))
+        with pytest.raises(torch.OutOfMemoryError):
+            run(room.function, inputs, room.differentiable)
+        del hog
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    assert_same_bits(run(room.function, inputs, room.differentiable), expected)

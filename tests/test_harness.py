@@ -27,7 +27,7 @@ API = {
     *("op", "case", "shape", "dtype", "precision", "direction", "provider", "timer", "cache", "threads"),
     *("ms", "ms_p20", "ms_p80", "peak_mb", "bytes", "flop", "limit_share", "max_error", "sources"),
 }
-MACHINE = {"name": "abacus", "cpu": "Abacus", "cores": 1, "gpu": None, "torch": "2.11.0"}
+MACHINE = {"name": "abacus", "cpu": "Abacus", "isa": "beads", "cores": 1, "gpu": None, "torch": "2.11.0"}
 
 
 class OneRound:
@@ -304,7 +304,8 @@ def test_the_command_measures_the_decisive_case(tmp_path):
     pytest.importorskip("pytest_benchmark")
     command = [sys.executable, "-m", "pytest", "benchmarks", "-m", "decisive", "-k", "class_contrast and not backward"]
     command += ["--results", str(tmp_path / "results"), f"--benchmark-json={tmp_path / 'report.json'}"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    alone = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_XDIST")}
+    done = subprocess.run(command, cwd=ROOT, env=alone, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "**`class_token_contrast`**" in done.stdout
     (benchmark,) = json.loads((tmp_path / "report.json").read_text())["benchmarks"]

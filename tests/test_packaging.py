@@ -17,6 +17,9 @@ import toco_kernels
 from toco_kernels import _library
 
 ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / ".ci"))
+import wheels  # noqa: E402
+
 PACKAGE = Path(toco_kernels.__file__).parent
 SCHEMAS = Path(__file__).parent / "schemas.txt"
 CPU_TORCH = "2.13.0"  # not the torch that the wheel is built beside
@@ -196,12 +199,39 @@ def test_wheel_is_complete(source, wheel):
     checkout = source.parent / "checkout"
     sources = {str(file.relative_to(checkout)) for file in checkout.glob("toco_kernels/**/*.py")}
     assert "toco_kernels/__init__.py" in sources
+    sources |= {f"toco_kernels/_benchmarks/{file.name}" for file in checkout.glob("benchmarks/*.*") if file.is_file()}
     built = {f"toco_kernels/{name}.so" for name in ("_torch_cpu", "_torch_cuda") if name not in _library.NOT_LOADED}
     assert not (sources | built | {"toco_kernels/py.typed", "toco_kernels/_build.json"}) - files
     assert {file.split("/")[0] for file in files} == {
         "toco_kernels",
         f"toco_kernels-{toco_kernels.__version__}.dist-info",
     }
+
+
+@pytest.mark.slow
+def test_manylinux_wheel_brings_no_libraries_along(wheel, tmp_path):
+    pytest.importorskip("auditwheel")
+    wheels.repair(wheel, tmp_path)
+    (repaired,) = tmp_path.glob("*.whl")
+    assert re.search(r"-manylinux_2_\d+_", repaired.name)
+    before, after = (set(zipfile.ZipFile(file).namelist()) for file in (wheel, repaired))
+    assert after == before, "neither torch's libraries nor CUDA's"
+
+
+@pytest.mark.slow
+def test_wheel_of_pure_python_runs_the_references_and_writes_nothing(source, tmp_path):
+    options = ["--no-build-isolation", "--no-deps", "--quiet", "-w", tmp_path]
+    run(sys.executable, "-m", "pip", "wheel", *options, source, CMAKE_ARGS="-DTOCO_PURE=ON")
+    (built,) = tmp_path.glob("*.whl")
+    assert built.name.endswith("-py3-none-any.whl")
+    installed = tmp_path / "installed"
+    zipfile.ZipFile(built).extractall(installed)
+    before = sorted(installed.rglob("*"))
+    result = what_runs(sys.executable, installed)
+    why = "this is the wheel of pure Python, for machines that no other wheel is for"
+    missing = dict.fromkeys(("_torch_cpu", "_torch_cuda"), why)
+    assert result == {"not loaded": missing, "CPU kernel": False, "numpy kernel": False}
+    assert [file for file in sorted(installed.rglob("*")) if "__pycache__" not in file.parts] == before
 
 
 @pytest.mark.slow

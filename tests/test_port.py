@@ -1,6 +1,7 @@
 """Recognition, and `python -m toco_kernels port`: the diff, and what it leaves alone."""
 
 import ast
+import functools
 import inspect
 import json
 import shutil
@@ -51,6 +52,7 @@ def f(x, scale=2):
         ("import torch.nn.functional as F", "from torch.nn import functional as F"),
         ("F.relu", "torch.nn.functional.relu"),
         ("helper", "assist"),
+        ("EPS = 1e-8", "EPS: float = 1e-8"),
         ("total + F", "(\n        total + F"),
     ],
 )
@@ -81,11 +83,29 @@ def test_the_name_makes_no_difference():
         ("1e-8", "1e-6"),
         ("def f(", "@staticmethod\ndef f("),
         ("return total", "return -total"),
+        ("EPS = 1e-8", "EPS, OTHER = 1e-8, 1"),
+        ("EPS = 1e-8", "EPS = 1e-8\nEPS *= 2"),
+        ("EPS = 1e-8", "EPS = 1e-8\nfor EPS in range(3):\n    pass"),
+        ("EPS = 1e-8", "EPS = 1e-8\nif OLD:\n    EPS = 1e-6"),
+        ("EPS = 1e-8", "EPS = 1e-8\ndef change():\n    global EPS\n    EPS = 1"),
+        ("EPS = 1e-8", "EPS = 1e-8\nF = None"),
     ],
 )
 def test_meaning_makes_a_difference(old, new):
-    """Also that of a helper, and of a constant that a helper uses."""
+    """Also that of a helper, and of a constant that a helper uses, wherever it gets its value."""
     assert fingerprint(PLAIN.replace(old, new)) != fingerprint(PLAIN)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        "def f(x, EPS=EPS):\n    return x + EPS\n",
+        "def f(x):\n    g = lambda EPS: EPS\n    return g(x) + EPS\n",
+        "def f(x):\n    return [EPS for EPS in x] + [EPS]\n",
+    ],
+)
+def test_a_constant_counts_beside_a_local_of_its_name(function):
+    assert fingerprint("EPS = 1\n" + function) != fingerprint("EPS = 2\n" + function)
 
 
 def test_classes_and_recursion():
@@ -117,7 +137,7 @@ def test_fingerprints_are_the_same_everywhere():
 
 def test_every_replacement_exists_and_has_the_published_name():
     fingerprints = [fingerprint for r in registry.REPLACEMENTS for fingerprint in r.fingerprints]
-    assert len(fingerprints) == len(set(fingerprints)) == 32
+    assert len(fingerprints) == len(set(fingerprints)) == 34
     for replacement in registry.REPLACEMENTS:
         assert callable(replacement.load()), replacement
         assert replacement.published in compat.__all__
@@ -128,6 +148,50 @@ def test_all_variants_are_imitated():
     imitated = {ours for names in VARIANTS.values() for ours in names.values()}
     assert imitated == {replacement.name for replacement in registry.REPLACEMENTS}
     assert len(known()) == sum(map(len, VARIANTS.values())), "no two imitations are the same"
+
+
+PUBLISHED = {  # name -> what callers of published code may rely on
+    "get_masked_ptc_loss": "inputs, mask",
+    "label_to_aff_mask": "cam_label, ignore_index=255",
+    "cams_to_affinity_label": "cam_label, mask=None, ignore_index=255, clip_flag=16",
+    "get_aff_loss": "inputs, targets",
+    "get_seg_loss": "pred, label, ignore_index=255",
+    "get_energy_loss": "img, logit, label, img_box, loss_layer, mean=(123.675, 116.28, 103.53), "
+    "std=(58.395, 57.12, 57.375)",
+    "DenseEnergyLoss": "weight, sigma_rgb, sigma_xy, scale_factor",
+    "CTCLoss_neg": "ncrops=10, temp=1.0",
+    "CTCLoss_neg.forward": "self, student_output, teacher_output, flags",
+    "PAR": "dilations, num_iter",
+    "PAR.forward": "self, imgs, masks",
+    "PAMR": "num_iter=1, dilations=(1,)",
+    "PAMR.forward": "self, x, mask",
+    "cam_to_label": "cam, cls_label, img_box=None, bkg_thre=None, high_thre=None, low_thre=None, ignore_mid=False, "
+    "ignore_index=None",
+    "variants.cam_to_label_of_config": "cam, cls_label, img_box=None, ignore_mid=False, cfg=None",
+    "cam_to_roi_mask2": "cam, cls_label, hig_thre=None, low_thre=None",
+    "crop_from_roi_neg": "images, roi_mask=None, crop_num=8, crop_size=96",
+    "multi_scale_cam2": "model, inputs, scales",
+    "multi_scale_cam": "model, inputs, scales",
+    "refine_cams_with_bkg_v2": "ref_mod=None, images=None, cams=None, cls_labels=None, high_thre=None, low_thre=None, "
+    "ignore_index=False, img_box=None, down_scale=2",
+    "variants.refine_cams_with_config": "ref_mod=None, images=None, cams=None, cls_labels=None, cfg=None, "
+    "img_box=None, down_scale=2",
+    "refine_cams_with_dynamic_thres": "ref_mod=None, images=None, cams=None, cls_labels=None, high_thre_map=None, "
+    "low_thre=None, ignore_index=False, img_box=None, down_scale=2",
+    "adaptive_min_pooling_loss": "x",
+    "max_onehot": "x",
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_signatures(name):
+    """By position, by keyword and by default; what ours has beyond that is optional."""
+    expected = inspect.signature(eval(f"lambda {PUBLISHED[name]}: None"))
+    thing = functools.reduce(getattr, name.split("."), compat)
+    actual = [p.replace(annotation=p.empty) for p in inspect.signature(thing).parameters.values()]
+    count = len(expected.parameters)
+    assert actual[:count] == list(expected.parameters.values())
+    assert all(p.default is not p.empty for p in actual[count:])
 
 
 def test_signatures_are_frozen():
@@ -162,12 +226,19 @@ SHIMS = [
     ("import numpy as np\nx = np.float(3)", "x = float(3)"),
     ("import numpy\nx = a.astype(numpy.int)", "x = a.astype(int)"),
     ("from numpy import array\nimport numpy as n\nx = n.NaN", "x = n.nan"),
+    ("import numpy as np\nx = np.bool", "x = np.bool_"),
+    ("import numpy as np\nx = np.bool8(3)", "x = np.bool_(3)"),
     ("import numpy as np\nx = np.float32(3)", None),
     ("np = 3\nx = np.float", None),
     ("import PIL.Image\nx = PIL.Image.CUBIC", "x = PIL.Image.BICUBIC"),
     ("from PIL import Image\nx = Image.ANTIALIAS", "x = Image.LANCZOS"),
     ("from PIL import Image\nx = Image.BILINEAR", None),
     ("import torch\np.add_argument('--local_rank', default=-1, type=int)", "get_node_local_rank(-1), type=int)"),
+    (
+        "import torch\np.add_argument('--local-rank', type=int)",
+        "type=int, default=torch.distributed.get_node_local_rank(-1))",
+    ),
+    ("import torch\np.add_argument('--local_rank', required=True)", None),
     ("import torch\np.add_argument('--other', default=-1, type=int)", None),
     ("import torch\nd = torch.device(args.local_rank)", "d = torch.device(max(args.local_rank, 0))"),
     ("import torch\nd = torch.device('cuda')", None),
@@ -307,6 +378,18 @@ def test_unknown_is_left_alone(tmp_path, capsys):
     unknown = fingerprints(source)["get_masked_ptc_loss"]
     assert f"losses.py:1: get_masked_ptc_loss: not a known variant (fingerprint {unknown})" in said
     assert "old.py: cannot be parsed" in said
+    assert f'To have ours tried in place of get_masked_ptc_loss all the same, write {{"{unknown}": ' in said
+
+
+def test_also_tells_what_it_does_not_meet(tmp_path, capsys):
+    """A fingerprint of a function that has been changed since."""
+    pytest.importorskip("libcst")
+    (tmp_path / "losses.py").write_text("def get_seg_loss(pred, label):\n    return pred.mean()\n")
+    (tmp_path / "also.json").write_text('{"00": "get_seg_loss"}')
+    assert main(["port", "--also", str(tmp_path / "also.json"), str(tmp_path)]) == 0
+    said = capsys.readouterr().err
+    assert "--also: no definition here has the fingerprint 00" in said
+    assert '"get_seg_loss" or "get_seg_loss_finite"}' in said
 
 
 def test_a_base_class_is_left_alone(repository, capsys):

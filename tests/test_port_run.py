@@ -15,6 +15,7 @@ import torch.distributed as dist
 from imitated import IMITATION, VARIANTS, known
 
 from toco_kernels import compat
+from toco_kernels.port import importer
 
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
 
@@ -151,6 +152,7 @@ def test_a_script_that_fails(tmp_path):
     assert done.stderr.startswith(plain.stderr)
     assert "nothing was replaced" in done.stderr
     assert "left alone: script.py:4: get_seg_loss: not a known variant (fingerprint " in done.stderr
+    assert "To have ours tried in place of get_seg_loss all the same, write" in done.stderr
 
 
 USER = """
@@ -177,6 +179,15 @@ def test_trust_and_exit_codes(tmp_path, also):
     torch.manual_seed(0)
     expected = compat.get_masked_ptc_loss(torch.randn(1, 4, 2, 2), torch.ones(1, 4, 4, dtype=torch.long))
     assert float(done.stdout) == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_what_is_installed_is_not_theirs():
+    """Also in the environment that another one builds on."""
+    for folder in ("/usr/lib/python3/dist-packages", "/other/.venv/lib/python3.11/site-packages"):
+        assert not importer.is_theirs(f"{folder}/package/module.py")
+    assert not importer.is_theirs(compat.__file__)
+    assert not importer.is_theirs(json.__file__)
+    assert importer.is_theirs("/home/me/package/module.py")
 
 
 def test_run_refuses_what_is_not_there():

@@ -1,10 +1,15 @@
 """First calls of replaced functions: what is compared, what is restored, what becomes of failures; patch, unpatch."""
 
+import copy
 import importlib
 import itertools
+import multiprocessing
+import os
+import pickle
 import random
 import sys
 import warnings
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from types import SimpleNamespace
 
 import numpy as np
@@ -14,7 +19,7 @@ from imitated import IMITATION, known
 from torch import nn
 
 from toco_kernels import compat
-from toco_kernels.port import agree, registry, slots
+from toco_kernels.port import agree, registry, report, slots
 from toco_kernels.port.registry import Approximate, Exact, Stochastic
 from toco_kernels.port.verify import NotImportable, OriginalRaises, Verdict, verify
 
@@ -145,10 +150,21 @@ def test_out_of_memory(error):
     original = Memory(3, error)
     verdict = judged(original, lambda x, boxes, scale: scale * x, torch.ones(8, 2), boxes, 3.0)
     assert (verdict.ours, verdict.state) == (True, "verified")
-    assert verdict.detail == "on 2 of 8 images, for the original's memory"
+    assert verdict.detail == "on 2 of 8 images, for the memory that comparing takes"
     assert list(dict.fromkeys(original.seen)) == [(8, 8), (4, 4), (2, 2)]
     verdict = judged(Memory(0, error), lambda x, boxes, scale: scale * x, torch.ones(8, 2), boxes, 3.0)
     assert (verdict.ours, verdict.state) == (True, "original out of memory")
+
+
+def test_out_of_memory_of_ours():
+    """Beside what the original has left; where ours alone is short of it, the original stays."""
+    x, boxes = torch.ones(8, 2), [[0, 1, 0, 1]] * 8
+    ours = Memory(4, MemoryError())
+    verdict = judged(Memory(8, None), ours, x, boxes, 3.0)
+    assert (verdict.ours, verdict.state) == (True, "verified")
+    assert verdict.detail.startswith("on 4 of 8 images")
+    verdict = judged(Memory(8, None), Memory(0, MemoryError("none")), x, boxes, 3.0)
+    assert (verdict.ours, verdict.detail) == (False, "ours raises MemoryError: none")
 
 
 def test_an_original_that_cannot_run():
@@ -168,6 +184,18 @@ def test_an_original_that_cannot_run():
         assert (verdict.ours, verdict.state) == (True, "original needs CUDA")
     with pytest.raises(OriginalRaises):
         judged(raising(ValueError("bad label")), double, x)
+
+
+def test_arrays_are_copied_and_inference_is_no_obstacle():
+    array = np.zeros(2)
+
+    def original(x, array):
+        array += 1
+        return x * float(array[0])
+
+    with torch.inference_mode():
+        assert judged(original, lambda x, array: x * (array[0] + 1), tensor(3), array).ours
+    assert not array.any()
 
 
 def test_a_parallel_model_is_compared_alone():
@@ -219,6 +247,24 @@ def test_one_warning_and_the_original_stays(losses):
     assert caught[0].filename == __file__
     assert (taken.verdict.state, taken.calls) == ("differs", 3)
     assert stand_in.__name__ == "original"
+
+
+def test_gradients_are_compared_once_they_are_needed(losses, monkeypatch):
+    """A first call in validation does not show them."""
+    taken = slot()
+    stand_in = taken.take(published)
+    with torch.no_grad():
+        stand_in(*losses)
+    assert (taken.verdict.state, taken.verdict.again) == ("verified", True)
+    stand_in(*losses)
+    assert (taken.verdict.state, taken.verdict.again) == ("verified", False)
+    other = slot()
+    stand_in = other.take(lambda pred, label: published(pred.detach(), label) + (pred - pred.detach()).sum())
+    with torch.no_grad():
+        stand_in(*losses)
+    with pytest.warns(RuntimeWarning, match="gradient 0: "):
+        stand_in(*losses)
+    assert not other.verdict.ours
 
 
 def test_trusted_is_not_compared(losses):
@@ -274,9 +320,11 @@ def test_a_missing_module_is_a_state_of_its_own(losses):
 def test_compiling_goes_straight_through(losses):
     taken = slot()
     stand_in = taken.take(published)
-    compiled = torch.compile(stand_in, backend="eager")
+    compiled = torch.compile(stand_in, backend="eager", fullgraph=True)
     torch.testing.assert_close(compiled(*losses), compat.get_seg_loss(*losses))
     assert taken.verdict is None
+    (row,) = [row for row in report.of_this_process()["replaced"] if row["line"] == taken.line]
+    assert row["state"] == "compiled, not compared"
 
 
 class Published(nn.Module):
@@ -333,9 +381,63 @@ def test_a_module_that_differs_becomes_the_original(stand_in, monkeypatch):
     assert type(stand_in.cls([1], 1)) is stand_in.original, "and all that are made later"
 
 
-def test_deriving_from_a_replaced_class_warns(stand_in):
-    with pytest.warns(RuntimeWarning, match="Mine is derived from Published"):
-        type("Mine", (stand_in.cls,), {})
+def test_what_is_derived_gets_the_original(stand_in):
+    """Whose insides it may rely on; so do all that are made later, and those that were made before."""
+    module = stand_in.cls([1], 1)
+    with pytest.warns(RuntimeWarning, match="the original stays: Mine is derived from it, and may rely on its insides"):
+
+        class Mine(stand_in.cls):
+            def forward(self, imgs, masks):
+                return stand_in.original.forward(self, imgs, masks) * self.kernel.sum()
+
+    assert Mine.__mro__[1] is stand_in.original is Published
+    image, masks = torch.rand(1, 3, 8, 8), torch.rand(1, 2, 8, 8)
+    torch.testing.assert_close(Mine([1], 1)(image, masks), 72 * module(image, masks))
+    assert type(module) is stand_in.original
+
+
+def test_what_ours_does_not_have_is_the_originals(stand_in):
+    """Read or set: numbers that a fork changes by hand, methods that it calls."""
+    for use in (lambda module: module.kernel.sum(), lambda module: setattr(module, "wrong", True)):
+        stand_in.slot.verdict = None
+        module = stand_in.cls([1], 1)
+        with pytest.warns(
+            RuntimeWarning, match="the original stays: its (kernel|wrong) is (used|set), which ours does"
+        ):
+            use(module)
+        assert type(module) is stand_in.original
+    image, masks = torch.rand(1, 3, 8, 8), torch.rand(1, 2, 8, 8)
+    torch.testing.assert_close(module(image, masks), 1 + compat.PAR([1], 1)(image, masks))
+    with pytest.raises(AttributeError, match="nothing"):
+        _ = stand_in.cls([1], 1).nothing
+
+
+def test_what_is_set_counts_for_both(stand_in):
+    """Attributes that both have, set between construction and the first call."""
+    module = stand_in.cls([1], 1)
+    module.remark = "mine"
+    original = module._original()
+    assert (original.remark, type(original)) == ("mine", stand_in.original)
+    assert isinstance(original, stand_in.cls), "also for those who ask"
+    assert not isinstance(nn.Linear(1, 1), stand_in.cls)
+
+
+def test_copies_and_pickles(stand_in, monkeypatch):
+    """A network saved whole is read without this package too: as the original."""
+    module = stand_in.cls(num_iter=3, dilations=[2]).eval()
+    module.remark = "mine"
+    module.register_forward_hook(double)
+    data = pickle.dumps(module)
+    for copied in (copy.deepcopy(module), pickle.loads(data)):
+        assert type(copied) is stand_in.cls
+        assert (copied.num_iter, copied.dilations, copied.training, copied.remark) == (3, [2], False, "mine")
+        assert list(copied._forward_hooks.values()) == [double]
+        assert copied._original().remark == "mine"
+    monkeypatch.setitem(globals(), "Published", stand_in.original)
+    loaded = pickle.loads(data)
+    assert (type(loaded), loaded.inner.num_iter, loaded.training) == (stand_in.original, 3, False)
+    stand_in.slot.verdict = Verdict(False, "differs")
+    assert type(pickle.loads(pickle.dumps(module))) is stand_in.original
 
 
 # One decision for all ranks.
@@ -373,6 +475,25 @@ def test_a_rank_alone_does_not_wait_for_ever(monkeypatch):
     good, bad = Verdict(True, "verified"), Verdict(False, "differs", "too far")
     assert ranks.agree(0, good) == good
     assert ranks.agree(1, bad) == Verdict(True, "verified elsewhere", "")
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="a system without fork")
+def test_a_child_by_fork_leaves_its_parents_store_alone(monkeypatch):
+    """Two processes on one connection would take each other's answers."""
+    store = torch.distributed.HashStore()
+    monkeypatch.setattr(agree.dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(agree.dist, "get_world_size", lambda: 2)
+    monkeypatch.setattr(agree.dist.distributed_c10d, "_get_default_store", lambda: store)
+    assert agree._store() is store
+    with slots._LOCK, ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("fork")) as pool:
+        assert pool.submit(in_child).result(timeout=60) == (True, True)
+
+
+def in_child():
+    """Whether a child is alone, and can decide."""
+    with ThreadPoolExecutor(1) as threads:
+        free = threads.submit(slots._LOCK.acquire, timeout=1).result()
+    return agree.known("key") is None and agree._store() is None, free
 
 
 # compat.patch.
@@ -426,6 +547,16 @@ def test_unpatch_names_what_it_cannot_reach(repository):
     ]
     assert isinstance(module, compat.PAR)
     assert user() is not refiners.PAR
+
+
+def test_patch_leaves_base_classes_alone(repository):
+    refiners = repository("model.refiners")
+
+    class Mine(refiners.PAR):
+        pass
+
+    assert [patched.name for patched in compat.patch(refiners)] == ["PAMR"]
+    assert Mine([1], 1).kernel.shape == (8, 1, 3, 3)
 
 
 def test_patched_functions_are_compared(repository):

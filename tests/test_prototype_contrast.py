@@ -24,7 +24,7 @@ from toco_kernels import (
     prototype_contrast,
 )
 from toco_kernels.prototype_contrast import reference
-from toco_kernels.prototype_contrast.step import _Terms, contrast_where_drawn
+from toco_kernels.prototype_contrast.step import _Terms, _terms, contrast_where_drawn
 from toco_kernels.testing import assert_within_budget, reference_only, to_dtype
 
 GOLDEN = Path(__file__).parent / "golden" / "pixel_prototype_contrast.npz"
@@ -191,6 +191,22 @@ def test_nan_in_an_object_map_reaches_the_loss(name, device):
     inputs = step_arguments(device)
     inputs[name][0, 1, 0, 0] = float("nan")
     assert contrast_where_drawn(**inputs)["loss"].isnan()
+
+
+def test_nan_in_some_pixels_leaves_the_others_their_ranks(device):
+    """NaN is the largest similarity, as in a sort of PyTorch's; without an order, sorting would leave its memory."""
+    needs_kernel(PROTOTYPE_CONTRAST, device)
+    generator = torch.Generator().manual_seed(0)
+    x, y = torch.randn(2, 2, 6, 400, generator=generator)
+    x[torch.rand(2, 400, generator=generator)[:, None].expand_as(x) < 0.3] = torch.nan
+    prototypes = F.normalize(torch.randn(2, 5, 6, generator=generator), dim=2)
+    labels, draws = torch.randint(5, (2, 2, 400), generator=generator), torch.rand(2, 2, 400, generator=generator)
+    arguments = [t.to(device) for t in (x, y, *labels, *prototypes, draws)]
+    actual, expected = (f(*arguments, 0.1) for f in (torch.ops.toco_kernels.pixel_prototype_contrast, _terms))
+    assert actual[0].isnan().all()
+    torch.testing.assert_close(actual[1][1], expected[1][1])
+    known = ~x[:, 0].isnan()[None, :, None].expand(3, -1, 5, -1)
+    torch.testing.assert_close(actual[1][0][known.to(device)], expected[1][0][known.to(device)])
 
 
 def test_semi_hard_ranks():

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -19,6 +20,7 @@ pytest.importorskip("torchvision", reason='needs pip install "toco-kernels[train
 pytest.importorskip("timm", reason='needs pip install "toco-kernels[train]"')
 
 from PIL import Image
+from ppc_inputs import small_job
 from voc_folder import make_folder
 
 from toco_kernels.training import checkpoints, recipes
@@ -63,8 +65,10 @@ def assert_same_weights(a, b):
 
 
 def test_a_run(tmp_path, capsys):
-    metrics = train(job(tmp_path, picture_every=3, evaluate_every=6))
-    assert "6/6" in capsys.readouterr().err
+    metrics = train(job(tmp_path, picture_every=4, evaluate_every=6))
+    shown = capsys.readouterr().err
+    assert "6/6" in shown
+    assert re.search(r"\d\d:\d\d<\d\d:\d\d, .*loss=\d.*cls=\d.*agree=\d", shown), "time left, and losses"
     assert json.loads((tmp_path / "metrics.json").read_text()) == metrics
     assert metrics["split"] == "test"
     assert metrics["images"] == 4
@@ -79,7 +83,9 @@ def test_a_run(tmp_path, capsys):
     assert len(config["weights_sha256"]) == 64
     assert [line["step"] for line in losses(tmp_path)] == [*range(6)]
     assert set(losses(tmp_path)[0]) == {"step", "loss", "cls", "agree"}
-    with Image.open(tmp_path / "pictures" / "step-00000002.png") as picture:
+    pictures = sorted((tmp_path / "pictures").iterdir())
+    assert [file.name for file in pictures] == ["step-00000003.png", "step-00000005.png"], "every four, and the last"
+    with Image.open(pictures[0]) as picture:
         assert picture.size == (5 * 160, 4 * 160)
     assert len(checkpoints.files(tmp_path / "checkpoints")) == 1
 
@@ -191,56 +197,28 @@ def test_training_goes_on_without_broken_photographs(tmp_path, capsys):
         quiet(job(tmp_path / "other", preset="voc", data="folder", root=root))
 
 
-def test_without_masks_nothing_is_measured(tmp_path):
+def test_without_masks_nothing_is_measured_and_pictures_are_drawn(tmp_path):
     root = make_folder(tmp_path / "voc", masks=False)
+    unmasked = job(tmp_path / "run", preset="voc", data="folder", root=root, picture_every=3, evaluate_every=3)
     with pytest.warns(UserWarning, match="there are no masks to measure with"):
-        metrics = quiet(job(tmp_path / "run", preset="voc", data="folder", root=root))
+        metrics = quiet(unmasked)
     assert metrics["cam_miou"] is metrics["seg_miou"] is None
+    with Image.open(tmp_path / "run" / "pictures" / "step-00000002.png") as picture:
+        assert picture.size == (4 * 160, 4 * 160), "no truth"
+
+
+def test_without_a_list_of_photographs_to_measure_it_trains(tmp_path):
+    root = make_folder(tmp_path / "voc")
+    (root / "ImageSets" / "Segmentation" / "val.txt").unlink()
+    with pytest.warns(UserWarning, match=r"there is no list val\.txt: nothing is measured or drawn"):
+        metrics = quiet(job(tmp_path / "run", preset="voc", data="folder", root=root, picture_every=3))
+    assert metrics["cam_miou"] is None
+    assert metrics["steps"] == len(losses(tmp_path / "run")) == 3
 
 
 # Several processes
 
-CHILD = """
-import json, sys
-sys.path.insert(0, {tests!r})
-from test_training_loop import job, quiet
-from pathlib import Path
-quiet(job(Path({run!r}), settings=dict(dropout=0.0, batch_size=8), checkpoint_every=3), resume={resume})
-"""
-
-
-def torchrun(run, *, processes=2, resume=False, program=CHILD):
-    program = program.format(tests=str(Path(__file__).parent), run=str(run), resume=resume)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    script = run.parent / "child.py"
-    script.write_text(program)
-    done = subprocess.run([*command, str(script)], capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stderr[-4000:]
-
-
-def test_two_processes_give_the_losses_of_one(tmp_path):
-    torchrun(tmp_path / "two")
-    quiet(job(tmp_path / "one", settings={"dropout": 0.0, "batch_size": 8}, checkpoint_every=3))
-    ours, theirs = losses(tmp_path / "one"), losses(tmp_path / "two")
-    assert [line["step"] for line in theirs] == [*range(6)]
-    for one, two in zip(ours, theirs, strict=True):
-        for name in ("loss", "cls", "agree"):
-            assert two[name] == pytest.approx(one[name], rel=1e-5, abs=1e-7), (name, one, two)
-    ours, theirs = final_weights(tmp_path / "one"), final_weights(tmp_path / "two")
-    for name, weights in ours.items():
-        torch.testing.assert_close(theirs[name], weights, rtol=1e-3, atol=1e-5)
-    assert json.loads((tmp_path / "two" / "config.json").read_text())["world"] == 2
-    measured = [json.loads((tmp_path / name / "metrics.json").read_text())["cam_miou"] for name in ("one", "two")]
-    assert measured[0] == pytest.approx(measured[1], abs=0.01)
-
-
-TOCO_CHILD = """
-import sys
-sys.path.insert(0, {tests!r})
-from test_training_loop import toco_job, quiet
-from pathlib import Path
-quiet(toco_job(Path({run!r})), resume={resume})
-"""
+SMALL = {"dropout": 0.0, "batch_size": 8}
 
 
 def toco_job(run):
@@ -255,24 +233,75 @@ def toco_job(run):
     return Job(run, "toco", settings, log_every=1, device="cpu", evaluate_images=(2, 4))
 
 
-def test_two_processes_train_toco_as_one_does(tmp_path):
-    torchrun(tmp_path / "two", program=TOCO_CHILD)
-    quiet(toco_job(tmp_path / "one"))
-    for one, two in zip(losses(tmp_path / "one"), losses(tmp_path / "two"), strict=True):
+def ppc_job(run):
+    """All losses. Batch norms are frozen, as published, and nothing is dropped: those would be of a process's own."""
+    return small_job(run, "steps=3", "freeze_norms=true", "config.contrast_from=1")
+
+
+def train_in_each(folder):
+    """What every process does. A group is joined once: a second one may meet what is left of the first."""
+    processes = Processes.join("cpu")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Processes, "leave", lambda self: None)
+        quiet(job(folder / "two", settings=SMALL, checkpoint_every=3))
+        quiet(job(folder / "both", settings=SMALL, checkpoint_every=3), resume=True)
+        quiet(toco_job(folder / "toco-two"))
+        quiet(ppc_job(folder / "ppc-two"))
+    processes.leave()
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A folder of runs by one process and by two, which torchrun starts once for all of them."""
+    folder = tmp_path_factory.mktemp("processes")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    for name in ("one", "both"):  # the latter: begun by one process, ended by two
+        quiet(job(folder / name, settings=SMALL, checkpoint_every=3))
+    (folder / "both" / "checkpoints" / "step-00000006.pt").unlink()
+    quiet(toco_job(folder / "toco-one"))
+    quiet(ppc_job(folder / "ppc-one"))
+    torch.set_num_threads(threads)
+    script = folder / "child.py"
+    lines = f"import pathlib, sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import test_training_loop\n"
+    script.write_text(lines + f"test_training_loop.train_in_each(pathlib.Path({str(folder)!r}))\n")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=900, check=False)
+    assert done.returncode == 0, done.stderr[-4000:]
+    return folder
+
+
+def test_two_processes_give_the_losses_of_one(trained):
+    ours, theirs = losses(trained / "one"), losses(trained / "two")
+    assert [line["step"] for line in theirs] == [*range(6)]
+    for one, two in zip(ours, theirs, strict=True):
+        for name in ("loss", "cls", "agree"):
+            assert two[name] == pytest.approx(one[name], rel=1e-5, abs=1e-7), (name, one, two)
+    ours, theirs = final_weights(trained / "one"), final_weights(trained / "two")
+    for name, weights in ours.items():
+        torch.testing.assert_close(theirs[name], weights, rtol=1e-3, atol=1e-5)
+    assert json.loads((trained / "two" / "config.json").read_text())["world"] == 2
+    measured = [json.loads((trained / name / "metrics.json").read_text())["cam_miou"] for name in ("one", "two")]
+    assert measured[0] == pytest.approx(measured[1], abs=0.01)
+
+
+def test_two_processes_train_toco_as_one_does(trained):
+    for one, two in zip(losses(trained / "toco-one"), losses(trained / "toco-two"), strict=True):
         for name in ("loss", "cls", "cls_aux", "ptc", "ctc", "reg"):
             assert two[name] == pytest.approx(one[name], rel=1e-4, abs=1e-6), (name, one, two)
         assert one["ptc"] > 0
         assert one["ctc"] > 0
 
 
-def test_two_processes_are_resumed(tmp_path):
-    """Begun by one process, ended by two."""
-    settings = {"dropout": 0.0, "batch_size": 8}
-    quiet(job(tmp_path / "one", settings=settings, checkpoint_every=3))
-    quiet(job(tmp_path / "both", settings=settings, checkpoint_every=3))
-    (tmp_path / "both" / "checkpoints" / "step-00000006.pt").unlink()
-    torchrun(tmp_path / "both", resume=True)
-    ours, theirs = losses(tmp_path / "one"), losses(tmp_path / "both")
+def test_two_processes_train_ppc_as_one_does(trained):
+    for one, two in zip(losses(trained / "ppc-one"), losses(trained / "ppc-two"), strict=True):
+        for name in one:
+            assert two[name] == pytest.approx(one[name], rel=1e-4, abs=1e-6), (name, one, two)
+    assert one["intra"] > 0
+
+
+def test_two_processes_are_resumed(trained):
+    ours, theirs = losses(trained / "one"), losses(trained / "both")
     assert [line["step"] for line in theirs] == [*range(6)]
     assert theirs[:3] == ours[:3]
     for one, two in zip(ours[3:], theirs[3:], strict=True):
@@ -299,7 +328,7 @@ def test_killed_twenty_times(tmp_path, monkeypatch):
     moments = random.Random(0)
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([*sys.path, str(Path(__file__).parent)]))
     context = get_context("forkserver")  # its server has imported everything, and children begin at once
-    context.set_forkserver_preload(["test_training_loop"])
+    context.set_forkserver_preload(["test_training_loop", "torch.utils.tensorboard"])
     run, reached, lost = tmp_path / "run", 0, []
     for _ in range(20):
         before = (run / "losses.jsonl").stat().st_ino if reached else 0

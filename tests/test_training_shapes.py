@@ -1,4 +1,4 @@
-"""From nothing to pseudo labels: the first forty steps of the preset on the shapes. docs/shapes_study.py takes all."""
+"""From nothing to pseudo labels: the first steps of the preset on the shapes. docs/shapes_study.py takes all."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ pytest.importorskip("timm", reason='needs pip install "toco-kernels[train]"')
 
 from toco_kernels.training.predictor import Predictor
 from toco_kernels.training.processes import Processes
-from toco_kernels.training.recipes.toco import Recipe
+from toco_kernels.training.recipes import find
 from toco_kernels.training.refine import Settings
 from toco_kernels.training.shapes import Shapes
 from toco_kernels.training.trainer import Job, Trainer
@@ -17,9 +17,10 @@ from toco_kernels.training.trainer import Job, Trainer
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("one_thread")  # faster where other programs run too
-def test_forty_steps_make_pseudo_labels(tmp_path):
-    trainer = Trainer(Job(Path(tmp_path), "toco", Recipe.preset("shapes")), Processes.join())
-    for step, batch in enumerate(trainer.batches(0, 40)):
+@pytest.mark.parametrize(("method", "steps"), [("toco", 20), ("ppc", 30)])
+def test_a_few_steps_make_pseudo_labels(method, steps, tmp_path):
+    trainer = Trainer(Job(Path(tmp_path), method, find(method).preset("shapes")), Processes.join())
+    for step, batch in enumerate(trainer.batches(0, steps)):
         batch.pop("problems")
         trainer.take(step, batch)
     background = trainer.settings["background"]

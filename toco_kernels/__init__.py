@@ -114,7 +114,7 @@ if TYPE_CHECKING:
 def __getattr__(name: str):
     if name in _ROOM_OF:
         return getattr(import_module(f"{__name__}.{_ROOM_OF[name]}"), name)
-    if name in ROOMS or name in ("compat", "methods", "numpy", "testing"):
+    if name in ROOMS or name in ("compat", "memory", "methods", "numpy", "testing"):
         return import_module(f"{__name__}.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 

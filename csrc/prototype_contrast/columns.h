@@ -17,8 +17,6 @@ constexpr int32_t kWrong = -2;   // of those with a label that no class has
 // chunk is filled up with zeros.
 template <typename A>
 struct PackedPrototypes {
-  static constexpr int64_t kStep = 3;  // a chunk's size is a multiple of this: 21 classes are one chunk of 21
-
   int64_t rows, width, chunk;  // chunk: classes in one
   Buffer<A> data;              // (chunks, D, chunk)
 
@@ -33,9 +31,12 @@ struct PackedPrototypes {
   int64_t padded() const { return (rows + chunk - 1) / chunk * chunk; }
 
  private:
+  // 21 classes are one chunk of 21 where there are 32 registers, three of 7 where there are 16. Sizes of the longer
+  // chunks are multiples of 3, so that fewer have to be compiled.
   static int64_t chunk_for(int64_t rows) {
-    const int64_t most = isa_in_use() == Isa::kAvx512 ? 24 : 12, chunks = (rows + most - 1) / most;
-    return ((rows + chunks - 1) / chunks + kStep - 1) / kStep * kStep;
+    const bool many = isa_in_use() == Isa::kAvx512;
+    const int64_t most = many ? 24 : 8, step = many ? 3 : 1, chunks = (rows + most - 1) / most;
+    return ((rows + chunks - 1) / chunks + step - 1) / step * step;
   }
 };
 

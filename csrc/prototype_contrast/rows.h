@@ -81,7 +81,8 @@ struct Soon {
 
 // scores[c] = Σ_d prototypes[d, c] * x[d]
 template <typename A, int kChunk>
-TOCO_TARGET static void multiply_chunk(const A* prototypes, const A* x, int64_t width, Soon<A> soon, A* scores) {
+TOCO_TARGET static void multiply_chunk(const A* prototypes, const A* x, int64_t width, bool ask, Soon<A> soon,
+                                       A* scores) {
   using V = typename Vector<A>::type;
   constexpr int kSize = Vector<A>::kSize;
   for (int64_t d = 0; d == 0 || d < width;) {
@@ -89,7 +90,7 @@ TOCO_TARGET static void multiply_chunk(const A* prototypes, const A* x, int64_t 
     const bool first = d == 0;
     for (const int64_t end = std::min(d + 2 * kPartial, width); d < end; ++d, prototypes += kChunk) {
       const V value = *(const V*)(x + d * kSize);
-      soon.ask_for(d);
+      if (ask) soon.ask_for(d);
 #pragma GCC unroll 24
       for (int c = 0; c < kChunk; ++c) sums[c] += prototypes[c] * value;
     }
@@ -133,35 +134,33 @@ TOCO_TARGET static void spread_chunk(const A* prototypes, const A* slopes, int64
 }
 
 // Calls function<A, kChunk>(arguments...) for the size of the chunks.
-#define TOCO_FOR_CHUNK(size, function, ...)             \
-  switch (size) {                                       \
-    case 3:                                             \
-      function<A, 3>(__VA_ARGS__);                      \
-      break;                                            \
-    case 6:                                             \
-      function<A, 6>(__VA_ARGS__);                      \
-      break;                                            \
-    case 9:                                             \
-      function<A, 9>(__VA_ARGS__);                      \
-      break;                                            \
-    case 12:                                            \
-      function<A, 12>(__VA_ARGS__);                     \
-      break;                                            \
-    default:                                            \
-      if constexpr (kVectorBytes == 64) switch (size) { \
-          case 15:                                      \
-            function<A, 15>(__VA_ARGS__);               \
-            break;                                      \
-          case 18:                                      \
-            function<A, 18>(__VA_ARGS__);               \
-            break;                                      \
-          case 21:                                      \
-            function<A, 21>(__VA_ARGS__);               \
-            break;                                      \
-          case 24:                                      \
-            function<A, 24>(__VA_ARGS__);               \
-            break;                                      \
-        }                                               \
+#define TOCO_CHUNK(size, function, ...) \
+  case size:                            \
+    function<A, size>(__VA_ARGS__);     \
+    break;
+#define TOCO_FOR_CHUNK(size, function, ...) \
+  if constexpr (kVectorBytes == 64) {       \
+    switch (size) {                         \
+      TOCO_CHUNK(3, function, __VA_ARGS__)  \
+      TOCO_CHUNK(6, function, __VA_ARGS__)  \
+      TOCO_CHUNK(9, function, __VA_ARGS__)  \
+      TOCO_CHUNK(12, function, __VA_ARGS__) \
+      TOCO_CHUNK(15, function, __VA_ARGS__) \
+      TOCO_CHUNK(18, function, __VA_ARGS__) \
+      TOCO_CHUNK(21, function, __VA_ARGS__) \
+      TOCO_CHUNK(24, function, __VA_ARGS__) \
+    }                                       \
+  } else {                                  \
+    switch (size) {                         \
+      TOCO_CHUNK(1, function, __VA_ARGS__)  \
+      TOCO_CHUNK(2, function, __VA_ARGS__)  \
+      TOCO_CHUNK(3, function, __VA_ARGS__)  \
+      TOCO_CHUNK(4, function, __VA_ARGS__)  \
+      TOCO_CHUNK(5, function, __VA_ARGS__)  \
+      TOCO_CHUNK(6, function, __VA_ARGS__)  \
+      TOCO_CHUNK(7, function, __VA_ARGS__)  \
+      TOCO_CHUNK(8, function, __VA_ARGS__)  \
+    }                                       \
   }
 
 // Cosines of a column's pixels with prototypes, over temperature.
@@ -173,7 +172,8 @@ TOCO_TARGET static void score_column(const PackedPrototypes<A>& prototypes, doub
   measure_column(prototypes.width, temperature, column);
   for (int64_t c = 0; c < prototypes.rows; c += prototypes.chunk) {
     const A* chunk = prototypes.data.data + c * prototypes.width;
-    TOCO_FOR_CHUNK(prototypes.chunk, multiply_chunk, chunk, column.x, prototypes.width, soon, column.scores + c * kSize)
+    TOCO_FOR_CHUNK(prototypes.chunk, multiply_chunk, chunk, column.x, prototypes.width, c == 0, soon,
+                   column.scores + c * kSize)
   }
   const V scale = *(const V*)column.scales;
   for (int64_t c = 0; c < prototypes.rows; ++c) *(V*)(column.scores + c * kSize) *= scale;
@@ -210,16 +210,26 @@ TOCO_TARGET static double cross_entropy(const A* scores, int64_t classes, const 
   return loss + std::log(product);
 }
 
+#if defined(__x86_64__)
+template <typename A>
+TOCO_TARGET static inline void stream(A* to, const typename Vector<A>::type& vector) {
+  if constexpr (kVectorBytes == 64)
+    _mm512_stream_si512((__m512i*)to, (__m512i)vector);
+  else
+    _mm256_stream_si256((__m256i*)to, (__m256i)vector);
+}
+#endif
+
 // The first `count` numbers of rows of kPixels, to where they lie `stride` apart. Whole cache lines go past the caches:
 // they need not be read before, and nobody reads them soon.
 template <typename A>
 TOCO_TARGET static inline void store_rows(const A* rows, int64_t width, int count, A* to, int64_t stride) {
 #if defined(__x86_64__)
-  if constexpr (kVectorBytes == 64)
+  if constexpr (kVectorBytes >= 32)
     if (count == kPixels && reinterpret_cast<uintptr_t>(to) % 64 == 0 && stride * sizeof(A) % 64 == 0) {
       for (int64_t d = 0; d < width; ++d, rows += kPixels, to += stride)
         for (int p = 0; p < kPixels; p += Vector<A>::kSize)
-          _mm512_stream_si512((__m512i*)(to + p), *(const __m512i*)(rows + p));
+          stream(to + p, *(const typename Vector<A>::type*)(rows + p));
       return;
     }
 #endif

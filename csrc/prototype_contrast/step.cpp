@@ -29,7 +29,12 @@ std::vector<double> mined_shares(const int64_t* labels, const A* draws, const A*
   int64_t present = 0;
   for (const auto& chosen : members) present += !chosen.empty();
   const auto add_lowest = [&](std::vector<int64_t>& chosen, const A* keys, int64_t begin, int64_t end) {
-    const auto before = [keys](int64_t i, int64_t j) { return keys[i] < keys[j] || (keys[i] == keys[j] && i < j); };
+    const auto smaller = [](A a, A b) {
+      return a < b || (a == a && b != b);
+    };  // NaN comes last: an order, for std::sort
+    const auto before = [&](int64_t i, int64_t j) {
+      return smaller(keys[i], keys[j]) || (!smaller(keys[j], keys[i]) && i < j);
+    };
     std::sort(chosen.begin(), chosen.end(), before);
     for (int64_t k = begin; k < end; ++k) shares[chosen[k]] += 1 / (double(present) * 2 * double(end - begin));
   };

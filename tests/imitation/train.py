@@ -12,6 +12,7 @@ import torch
 import torch.nn as nn
 from model import others
 from model.losses import CTCLoss_neg, DenseEnergyLoss, get_energy_loss, get_masked_ptc_loss, get_seg_loss
+from model.pooling import adaptive_min_pooling_loss, max_onehot
 from model.refiners import PAMR, PAR
 from model.resizing import PAR as PARResizing
 from utils import camutils_config, camutils_pair
@@ -89,6 +90,7 @@ def step(seed=0):
     results["par"] = par(images, cams[:, :, ::2, ::2])
     results["resizing"] = resizing(images, cams[:, :, ::2, ::2])
     results["pamr"] = PAMR(2, DILATIONS)(images, cams)
+    results["onehot"] = max_onehot(cams)
     results["affinity"] = camutils_config.cams_to_affinity_label(pseudo)
     results["affinity of 8"] = camutils_pair.cams_to_affinity_label(pseudo, clip_flag=8)
 
@@ -101,6 +103,7 @@ def step(seed=0):
         "ctc": CTCLoss_neg(ncrops=4, temp=0.5)(
             tokens.reshape(8, -1)[:, :32], torch.randn(4, 32), torch.tensor([[1, 1, 0, 1], [1, 1, 0, 0]])
         ),
+        "pooling": adaptive_min_pooling_loss(logits),
         "energy": get_energy_loss(images, logits, pseudo, BOXES, DenseEnergyLoss(1e-3, 15, 100, 0.5)),
         "energy of all": others.get_energy_loss(
             images, logits, pseudo, None, others.DenseEnergyLoss(1e-3, 15, 100, 0.5)

@@ -5,7 +5,7 @@ import torch
 from rooms import PROTOTYPE_CONTRAST, contrast_inputs, step_inputs
 from rooms.prototype_contrast import after_relu, step_operators
 
-from toco_kernels._library import _Loss
+from toco_kernels._library import OPERATORS, _Loss
 from toco_kernels.prototype_contrast import triton_kernel
 from toco_kernels.prototype_contrast.step import _terms
 from toco_kernels.testing import assert_matches_reference, run, to_dtype
@@ -98,3 +98,23 @@ def test_terms_of_a_step(sizes):
         (_, arguments), *_ = step_operators(inputs)
     for actual, expected in zip(triton_kernel.pixel_prototype_contrast(*arguments), _terms(*arguments), strict=True):
         torch.testing.assert_close(actual, expected, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("size", "resized"),
+    [
+        ((23, 9), (6, 4)),
+        ((7, 5), (5, 4)),
+        ((5, 4), (9, 66)),
+        ((3, 66), (1, 1)),
+        ((1, 1), (4, 3)),
+        ((1, 6), (6, 1)),
+        ((8, 8), (8, 8)),
+    ],
+)
+def test_gradient_of_resizing(size, resized):
+    """Smaller, larger, from one pixel and to one."""
+    grad = torch.randn(2, 3, *resized, generator=torch.Generator().manual_seed(0))
+    expected = OPERATORS["resize_corners_backward"].reference(grad.double(), [*size])
+    actual = triton_kernel.resize_corners_backward(grad.mT.contiguous().mT, [*size])
+    torch.testing.assert_close(actual, expected.float(), rtol=1e-5, atol=1e-5)

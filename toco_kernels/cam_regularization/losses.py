@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .._library import accumulate_dtype
 from ..common.checks import check_floating, check_same_device, check_tensor, checked_image_labels
 from ..common.errors import bad_value, number
 from .maps import max_norm, max_onehot
@@ -33,10 +34,11 @@ def seam_losses(
         revised: (B, C, H, W) the first view's CAMs after `pixel_correlation`.
         other_revised: (B, C, h, w) the second's.
         image_labels: (B, C - 1) not 0 where an image shows a class; without background.
-        share: of the differences of each image, in (0, 1].
+        share: of the differences of each image, in (0, 1]; at least one difference counts.
 
     Returns:
-        ER, with a gradient to both CAMs, and ECR (of both directions together), with one to both revised CAMs.
+        ER, with a gradient to both CAMs, and ECR (of both directions together), with one to both revised CAMs. float32
+        (float64 for float64 CAMs).
 
     Raises:
         TypeError: an argument is no tensor of floating point.
@@ -63,12 +65,13 @@ def seam_losses(
     share = number(share, "share")
     if not 0 < share <= 1:
         raise bad_value("share", "be in (0, 1]", share)
-    present = F.pad((image_labels != 0).to(cams.dtype), (1, 0), value=1)[:, :, None, None]
+    dtype = accumulate_dtype(cams.dtype)
+    present = F.pad((image_labels != 0).to(dtype), (1, 0), value=1)[:, :, None, None]
     cams, other_cams, revised, other_revised = (
-        _resized(max_norm(x), size) * present for x in (cams, other_cams, revised, other_revised)
+        _resized(max_norm(x.to(dtype)), size) * present for x in (cams, other_cams, revised, other_revised)
     )
-    er = (cams[:, 1:] - other_cams[:, 1:]).abs().mean()
-    kept = int(share * classes * size[0] * size[1])
+    er = _mean((cams[:, 1:] - other_cams[:, 1:]).abs())
+    kept = max(1, int(share * classes * size[0] * size[1]))
     ecr = _mean_of_largest((_target(other_cams) - revised).abs(), kept)
     return er, ecr + _mean_of_largest((_target(cams) - other_revised).abs(), kept)
 
@@ -95,7 +98,12 @@ def _mean_of_largest(
     least = x.kthvalue(x.shape[1] - k + 1, dim=1, keepdim=True).values
     above = x > least
     total = (x * above).sum(dim=1, keepdim=True) + least * (k - above.sum(dim=1, keepdim=True))
-    return total.mean() / k
+    return _mean(total) / k
+
+
+def _mean(x: Tensor) -> Tensor:  # ()
+    """0 over nothing."""
+    return x.sum() / max(x.numel(), 1)
 
 
 def adaptive_min_pooling_loss(
@@ -109,7 +117,7 @@ def adaptive_min_pooling_loss(
         cams: (B, C, H, W) of the image's classes: objects only, and zero for classes that it does not show.
 
     Returns:
-        The scalar loss in the dtype of the CAMs.
+        The scalar loss, float32 (float64 for float64 CAMs).
 
     Raises:
         TypeError: cams are no tensor of floating point.
@@ -122,12 +130,12 @@ def adaptive_min_pooling_loss(
     kept = cams.shape[2] * cams.shape[3] // 4
     if kept < 1 or cams.shape[1] < 1:
         raise bad_value("cams", "have at least one class and four pixels", f"shape {tuple(cams.shape)}")
-    shown = cams.amax(dim=1).flatten(1)
+    shown = cams.amax(dim=1).flatten(1).to(accumulate_dtype(cams.dtype))
     largest = shown.kthvalue(kept, dim=1, keepdim=True).values
     below = shown < largest
     total = (F.relu(shown) * below).sum(dim=1, keepdim=True)
     total = total + F.relu(largest) * (kept - below.sum(dim=1, keepdim=True))
-    return total.sum() / (kept * max(len(cams), 1))
+    return _mean(total) / kept
 
 
 def saliency_loss(
@@ -153,7 +161,8 @@ def saliency_loss(
         mix: how much objects count, against the background.
 
     Returns:
-        The scalar loss in the dtype of the logits, differentiable in them; which classes overlap is a constant.
+        The scalar loss, float32 (float64 for float64 logits), differentiable in them; which classes overlap is a
+        constant.
 
     Raises:
         TypeError: an argument is no tensor of floating point.
@@ -173,8 +182,9 @@ def saliency_loss(
         raise bad_value("saliency", f"have shape (B, 1, …) = {(batch, 1)}, …", f"shape {tuple(saliency.shape)}")
     image_labels = checked_image_labels(image_labels, batch, classes - 1, logits, "logits")
     threshold, mix = number(threshold, "threshold"), number(mix, "mix")
-    saliency = F.interpolate(saliency.detach().to(logits.dtype), size=size, mode="nearest")
-    probabilities = logits.softmax(dim=1)
+    dtype = accumulate_dtype(logits.dtype)
+    saliency = F.interpolate(saliency.detach().to(dtype), size=size, mode="nearest")
+    probabilities = logits.softmax(dim=1, dtype=dtype)
     sure = probabilities[:, 1:].detach().round()
     overlap = (sure * saliency.round()).sum(dim=(2, 3)) / (sure + 1e-4).sum(dim=(2, 3))  # (B, C - 1)
     present, salient = image_labels != 0, overlap > threshold
@@ -182,4 +192,4 @@ def saliency_loss(
         (probabilities[:, 1:] * chosen[:, :, None, None]).sum(dim=1, keepdim=True)
         for chosen in (present & salient, present & ~salient)
     )
-    return F.mse_loss(mix * objects + (1 - mix) * (1 - probabilities[:, :1] - rest), saliency)
+    return _mean((mix * objects + (1 - mix) * (1 - probabilities[:, :1] - rest) - saliency).square())

@@ -14,6 +14,8 @@ from types import ModuleType
 COMMANDS = {  # name -> what `--help` says about it
     "doctor": "Show which implementation of each operator answers on this machine, and why.",
     "demo": "Run real photographs through the published code and through toco_kernels, side by side.",
+    "bench": "Measure what this machine gains: each operator verified, and timed beside its rivals.",
+    "memory": "Measure what a training step takes, published and fused, and find what fits a budget.",
     "train": "Train a method, by default on generated images with nothing to download.",
     "pseudo-label": "Write a pseudo label for every photograph, by a trained network.",
     "evaluate": "Measure the mean IoU of a network or of a folder of labels, by published protocols.",

@@ -35,6 +35,7 @@ REMEDIES = {  # part of a reason -> what to do; the reasons are those of CMakeLi
     "not built": [REBUILD],
     "could not be loaded": [REBUILD],
     "cmake was not found": [REBUILD],
+    "wheel of pure Python": [REBUILD],
     "no C++ compiler": ["apt-get install g++ (or conda install -c conda-forge gxx)", REBUILD],
     "pybind11 or Python's headers": ["apt-get install python3-dev", REBUILD],
     "no torch >= 2.11": ['pip install --upgrade "torch>=2.11"', REBUILD],

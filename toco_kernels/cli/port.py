@@ -40,12 +40,12 @@ def run(args: argparse.Namespace) -> int:
             file.path.write_bytes(file.after)
         else:
             sys.stdout.write(file.diff().encode(errors="surrogateescape").decode(errors="replace"))
-    for line in summary(files, "changed" if args.write else "to change"):
+    for line in summary(files, "changed" if args.write else "to change", args.also):
         print(line, file=sys.stderr)
     return 1 if args.check and changed else 0
 
 
-def summary(files: list, verb: str) -> list[str]:
+def summary(files: list, verb: str, also: dict[str, str]) -> list[str]:
     """What was found, line by line."""
     replaced = sum(len(file.analysis.matches) for file in files if file.analysis)
     shims = sum(len(file.analysis.shims) for file in files if file.analysis)
@@ -56,4 +56,12 @@ def summary(files: list, verb: str) -> list[str]:
             lines.append(f"left alone: {file.name}: {file.problem}")
         elif file.analysis:
             lines += [f"left alone: {file.name}:{line}: {name}: {why}" for name, line, why in file.analysis.left]
+    analyses = [file.analysis for file in files if file.analysis]
+    met = set().union(*(analysis.fingerprints for analysis in analyses))
+    lines += [
+        f"--also: no definition here has the fingerprint {fingerprint}"
+        for fingerprint in also
+        if fingerprint not in met
+    ]
+    lines += filter(None, [registry.hint((name, why) for x in analyses for name, _, why in x.left)])
     return lines if changed else [*lines, "Nothing to do."]

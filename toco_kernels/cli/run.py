@@ -37,7 +37,7 @@ def run(args: argparse.Namespace) -> int:
     from ..port import importer, report
 
     process, reports = os.getpid(), tempfile.mkdtemp(prefix="toco_kernels-")
-    importer.install(importer.Settings(str(Path(args.script).resolve()), args.trust, args.also, reports))
+    importer.install(importer.Settings(os.path.abspath(args.script), args.trust, args.also, reports))
     try:
         importer.run_main(args.script, args.arguments)
     except Exception as error:  # shown as if the script had been started by itself

@@ -16,7 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--workers", type=natural_int, default=0, metavar="N", help="processes that load data")
     for name, default, what in (
         ("log", 10, "write losses"),
-        ("picture", 200, "draw a picture"),
+        ("picture", 200, "draw a picture, the last step's too,"),
         ("evaluate", 0, "measure a few validation images"),
         ("checkpoint", 100, "write a checkpoint"),
     ):
@@ -40,7 +40,12 @@ def add_method_arguments(parser: argparse.ArgumentParser) -> None:
         help="shapes: generated, five classes, no download; voc: VOC2012 with train_aug; coco: COCO 2014; folder: "
         "anything in VOC's layout (default: %(default)s)",
     )
-    parser.add_argument("--root", type=Path, metavar="DIR", help="where the data set is")
+    parser.add_argument(
+        "--root",
+        type=Path,
+        metavar="DIR",
+        help="where the data set is; ROOT/SALImages/NAME.png: saliency maps (PPC on EPS)",
+    )
     parser.add_argument("--sbd", type=Path, metavar="DIR", help="SBD with train.txt and val.txt, for VOC's train_aug")
     parser.add_argument(
         "--labels",

@@ -2,6 +2,8 @@
 
 import ctypes
 import json
+import resource
+import signal
 import subprocess
 import sys
 import time
@@ -10,6 +12,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from statistics import median, quantiles
+from typing import Any, NamedTuple
 
 import torch
 
@@ -83,6 +86,37 @@ def time_calls(calls: dict[str, Callable[[], object]], *, rounds: int = 20, seco
     return rotation.timings()
 
 
+class Outcome(NamedTuple):
+    """What a process of its own found out: a value, or why there is none. Running out of memory is an outcome too."""
+
+    value: Any
+    failure: str
+
+
+OUT_OF_MEMORY = "out of memory"
+
+
+def in_process(function: str, *args: object, limit_mb: float | None = None) -> Outcome:
+    """The value of a function, called in a fresh process.
+
+    Args:
+        function: "module:function"; what it returns must be something JSON can carry.
+        args: what it is called with; anything JSON can carry.
+        limit_mb: how much memory it may allocate on the CPU beyond what loading PyTorch takes; None: without limit. The
+            process then runs out of memory, and the machine does not.
+    """
+    command = [sys.executable, "-m", __name__, function, json.dumps(args), json.dumps(limit_mb)]
+    child = subprocess.run(command, check=False, capture_output=True, text=True)
+    if child.returncode == 0:
+        return Outcome(json.loads(child.stdout.splitlines()[-1]), "")
+    if child.returncode < 0:  # the system ends processes that take too much with SIGKILL
+        number = -child.returncode
+        ended = f"ended by {signal.Signals(number).name}"
+        return Outcome(None, f"{OUT_OF_MEMORY} ({ended} by the system)" if number == signal.SIGKILL else ended)
+    said = child.stderr.strip().splitlines()[-1:] or [f"exit code {child.returncode}"]
+    return Outcome(None, said[0])
+
+
 def peak_mb(prepare: str, *args: object) -> float:
     """Peak memory, in MB, of one call beyond what was in use before it, measured in a fresh process.
 
@@ -91,11 +125,19 @@ def peak_mb(prepare: str, *args: object) -> float:
         args: what it is called with; anything JSON can carry.
 
     On a GPU the allocator's peak; otherwise the peak resident size of the process.
+
+    Raises:
+        RuntimeError: the process failed.
     """
-    child = subprocess.run(
-        [sys.executable, "-m", __name__, prepare, json.dumps(args)], check=True, stdout=subprocess.PIPE, text=True
-    )
-    return float(child.stdout.splitlines()[-1])
+    peak, failure = try_peak_mb(prepare, *args)
+    if failure:
+        raise RuntimeError(f"{prepare}: {failure}")
+    return peak
+
+
+def try_peak_mb(prepare: str, *args: object, limit_mb: float | None = None) -> Outcome:
+    """As `peak_mb`, but a process that fails is a result: `in_process` says how."""
+    return in_process(f"{__name__}:_measure_here", prepare, args, limit_mb=limit_mb)
 
 
 def _resident_mb(field: str) -> float:
@@ -129,5 +171,20 @@ def peak_mb_here(call: Callable[[], object]) -> tuple[object, float]:
     return result, max(0.0, _resident_mb("VmHWM") - before)
 
 
+def _serve(function: str, args: str, limit_mb: str) -> None:
+    """The other end of `in_process`. The last line that is printed is the value, or what went wrong."""
+    if (limit := json.loads(limit_mb)) is not None:
+        used = _resident_mb("VmData")
+        resource.setrlimit(resource.RLIMIT_DATA, (int((used + limit) * MB),) * 2)
+    module, name = function.split(":")
+    try:
+        value = getattr(import_module(module), name)(*json.loads(args))
+    except (MemoryError, RuntimeError) as error:  # of torch: OutOfMemoryError on a GPU, one of no kind on a CPU
+        if not isinstance(error, MemoryError | torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+            raise
+        sys.exit(OUT_OF_MEMORY)
+    print(json.dumps(value))
+
+
 if __name__ == "__main__":
-    print(_measure_here(sys.argv[1], json.loads(sys.argv[2])))
+    import_module(__spec__.name)._serve(*sys.argv[1:])

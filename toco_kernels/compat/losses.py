@@ -79,6 +79,7 @@ def label_to_aff_mask(
 def get_masked_ptc_loss(
     inputs: Tensor,  # (B, C, h, w)
     mask: Tensor,  # (B, h * w, h * w)
+    ignore_index: int = 255,
 ) -> Tensor:  # ()
     """ToCo's patch-token contrast under its published name: `toco_kernels.patch_token_contrast`.
 
@@ -88,6 +89,7 @@ def get_masked_ptc_loss(
             One of `label_to_aff_mask` is computed from its labels. Any other, one that was changed, or one whose
             `ignore_index` is 0 or 1, is used as it is, by the published formula in plain PyTorch: matrices of N x N are
             stored, and a NaN in an ignored patch is multiplied by 0.
+        ignore_index: pairs of this value are ignored too, as in a fork; in itself only 0 and 1 make a difference.
 
     Returns:
         The scalar loss, differentiable in `inputs`.
@@ -105,11 +107,14 @@ def get_masked_ptc_loss(
     if mask.shape != (len(inputs), patches, patches):
         expected = (len(inputs), patches, patches)
         raise bad_value("mask", f"have shape (B, h * w, h * w) = {expected}", f"shape {tuple(mask.shape)}")
+    counting = (0, 1)  # the values of pairs that count
     if isinstance(mask, AffinityMask):
-        if mask.labels is not None and mask.ignore_index not in (0, 1):  # which are the values of pairs that count
+        if mask.labels is not None and mask.ignore_index not in counting and ignore_index not in counting:
             labels = mask.labels.unflatten(1, inputs.shape[2:])
             return patch_token_contrast(inputs, labels, ignore_index=mask.ignore_index)
         mask = mask.values()  # a compiler sees through plain tensors only
+    if ignore_index in counting:
+        mask = mask.masked_fill(mask == ignore_index, 255)
     tokens = in_autocast_dtype(inputs).flatten(2).mT
     with torch.autocast(inputs.device.type, enabled=False):
         return reference.masked_contrast(tokens.to(accumulate_dtype(tokens.dtype)), mask)

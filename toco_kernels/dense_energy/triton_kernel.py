@@ -15,8 +15,8 @@ from torch import Tensor
 from .triton_filter import filter_kernel, halves_kernel
 from .triton_maps import energy_kernel, logits_backward_kernel
 
-BLOCK, BLOCK_J = 128, 64  # pixels of a tile; images are padded to whole tiles
-WARPS = {32: 4, 64: 8}  # by the channels of a tile, so that 255 registers suffice
+PADDING, BLOCK_J = 128, 32  # images are padded to whole tiles of so many pixels; pixels that a tile sums at a time
+TILES = {32: (64, 4), 64: (128, 8)}  # channels of a tile -> its pixels and warps, so that 255 registers suffice
 PROGRAMS = 2048  # fill the largest GPU several times over; with fewer blocks of pixels, their sums are cut into parts
 PART = 1024  # pixels at least
 
@@ -169,7 +169,7 @@ def _features(image: Tensor, sigma_rgb: float, sigma_xy: float) -> Tensor:  # (B
     """Positions and colours, scaled for `filter_kernel`; zeros beyond the last pixel."""
     batch, _, height, width = image.shape
     unit = math.sqrt(math.log2(math.e) / 2)  # exp(-d² / 2) = 2^-(unit d)²
-    padded = triton.cdiv(height * width, BLOCK) * BLOCK
+    padded = triton.cdiv(height * width, PADDING) * PADDING
     features = image.new_zeros(batch, 5, padded)
     maps = features[:, :, : height * width].unflatten(2, (height, width))
     maps[:, 0] = torch.arange(width, dtype=torch.float32, device=image.device) * (unit / sigma_xy)
@@ -186,21 +186,22 @@ def _filter(
     values = values.contiguous().flatten(2)
     batch, channels, pixels = values.shape
     padded = features.shape[2]
-    block = min(WARPS) if channels <= min(WARPS) else max(WARPS)
-    width = triton.cdiv(channels, block) * block
+    block_c = min(TILES) if channels <= min(TILES) else max(TILES)
+    block, warps = TILES[block_c]
+    width = triton.cdiv(channels, block_c) * block_c
     largest = torch.linalg.vector_norm(values, math.inf, dim=2)
     high, low, rest = (values.new_empty(batch, width, padded, dtype=torch.float16) for _ in range(3))
     units = values.new_empty(batch, width)
     sizes = channels, pixels, width, padded
-    halves_kernel[(padded // BLOCK, width // block, batch)](
-        values, largest, high, low, rest, units, *sizes, BLOCK=BLOCK, BLOCK_C=block
+    halves_kernel[(padded // PADDING, width // block_c, batch)](
+        values, largest, high, low, rest, units, *sizes, BLOCK=PADDING, BLOCK_C=block_c
     )
-    blocks, tiles = padded // BLOCK, padded // BLOCK_J
-    parts = max(1, min(triton.cdiv(PROGRAMS, blocks * width // block * batch), padded // PART))
+    blocks, tiles = padded // block, padded // BLOCK_J
+    parts = max(1, min(triton.cdiv(PROGRAMS, blocks * width // block_c * batch), padded // PART))
     in_part = triton.cdiv(tiles, parts)
     parts = triton.cdiv(tiles, in_part)
     filtered = values.new_empty(parts, batch, channels, pixels)
-    filter_kernel[(blocks, width // block * parts, batch)](
+    filter_kernel[(blocks, width // block_c * parts, batch)](
         features,
         high,
         low,
@@ -209,11 +210,11 @@ def _filter(
         filtered,
         *sizes,
         in_part,
-        BLOCK=BLOCK,
+        BLOCK=block,
         BLOCK_J=BLOCK_J,
-        BLOCK_C=block,
+        BLOCK_C=block_c,
         EXACT=torch.backends.cuda.matmul.fp32_precision != "tf32",
-        num_warps=WARPS[block],
+        num_warps=warps,
         num_stages=2,
     )
     return filtered

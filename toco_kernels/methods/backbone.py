@@ -68,13 +68,8 @@ class Backbone(nn.Module):
         self.name, self.positions = name, positions
         if positions not in POSITIONS:
             raise bad_value("positions", f"be one of {POSITIONS}", repr(positions))
-        if not isinstance(pretrained, bool):
-            file = Path(pretrained)
-            if not file.is_file():
-                raise bad_value("pretrained", "be True, False or a file", repr(str(file)))
-            options, pretrained = {"pretrained_cfg_overlay": {"file": str(file)}, **options}, True
         options = {"num_classes": 0, "dynamic_img_size": True, **options}
-        self.vit = _timm().create_model(name, pretrained=pretrained, **options)
+        self.vit = create_model(name, pretrained, **options)
         _check(self.vit, name)
         blocks = len(self.vit.blocks)
         self.aux_layer = integer(aux_layer, "aux_layer", least=-blocks)
@@ -119,6 +114,16 @@ class Backbone(nn.Module):
     def extra_repr(self) -> str:
         """The options, in the module's printed form."""
         return f"name={self.name!r}, aux_layer={self.aux_layer}, positions={self.positions!r}"
+
+
+def create_model(name: str, pretrained: bool | str | Path, **options) -> nn.Module:
+    """A network of timm's; `pretrained` may be a local file of weights."""
+    if not isinstance(pretrained, bool):
+        file = Path(pretrained)
+        if not file.is_file():
+            raise bad_value("pretrained", "be True, False or a file", repr(str(file)))
+        options, pretrained = {"pretrained_cfg_overlay": {"file": str(file)}, **options}, True
+    return _timm().create_model(name, pretrained=pretrained, **options)
 
 
 def _timm():

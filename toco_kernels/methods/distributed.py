@@ -1,19 +1,20 @@
-"""FSDP2 for methods with a moving average."""
+"""FSDP2 for methods, with a moving average or without."""
 
 from typing import TYPE_CHECKING
 
 from torch import nn
 
+from .ppc import PPC
 from .toco import ToCo
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
 
 
-def shard_(model: ToCo, mesh: "DeviceMesh | None" = None, **options) -> ToCo:
-    """Shard a `ToCo` with FSDP2: each block, both projection heads, and the rest.
+def shard_(model: ToCo | PPC, mesh: "DeviceMesh | None" = None, **options) -> ToCo | PPC:
+    """Shard a method with FSDP2: of a `ToCo` each block, both heads and the rest; of a `PPC` each part of the backbone.
 
-    The heads are units of their own, so that the teacher moves while its parameters are shards: what is written to
+    ToCo's heads are units of their own, so that the teacher moves while its parameters are shards: what is written to
     gathered parameters is lost. `cams` and `predict` gather parameters as `forward` does.
 
     Args:
@@ -26,9 +27,14 @@ def shard_(model: ToCo, mesh: "DeviceMesh | None" = None, **options) -> ToCo:
     # Imported here, since it takes a second and not every torch has it.
     from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
-    units: list[nn.Module] = [*model.backbone.vit.blocks, model.projector, model.teacher, model]
-    for unit in units:
+    units: list[nn.Module]
+    if isinstance(model, ToCo):
+        units = [*model.backbone.vit.blocks, model.projector, model.teacher]
+    else:
+        units = [part for part in model.backbone.network.children() if any(True for _ in part.parameters())]
+    for unit in (*units, model):
         fully_shard(unit, mesh=mesh, **options)
     for method in ("cams", "predict"):
-        register_fsdp_forward_method(model, method)
+        if hasattr(model, method):
+            register_fsdp_forward_method(model, method)
     return model

@@ -4,38 +4,42 @@ from torch import nn
 
 from ..common.errors import bad_value, integer
 from .config import Optimisation
+from .ppc import PPC
 from .toco import ToCo
+
+METHODS = (ToCo, PPC)
 
 
 def parameter_groups(model: nn.Module, optimisation: Optimisation) -> list[dict]:
-    """The trained parameters of a `ToCo` in four groups, for `torch.optim.AdamW` or any other optimiser.
+    """The trained parameters of a `ToCo` or a `PPC` in groups, for `torch.optim.AdamW` or any other optimiser.
 
     As published, all decay alike, and all but the backbone learn `head_factor` times as fast. Frozen parameters and the
     teacher are in none of them. Empty groups, as of a frozen backbone, are left out.
 
     Args:
-        model: a `ToCo`, also inside of DistributedDataParallel, `torch.compile` or a module of your own. Trained
-            parameters that are not the `ToCo`'s must have groups of their own: pass the `ToCo` alone then.
+        model: a method of this package, also inside of DistributedDataParallel, `torch.compile` or a module of your
+            own. Trained parameters that are not the method's must have groups of their own: pass the method alone then.
         optimisation: `config.optimisation`.
 
     Returns:
-        Groups with `name` ("backbone", "norms", "classifiers", "decoder"), `params`, `lr`, `initial_lr`, which is the
-        same and what a schedule multiplies, and `weight_decay`.
+        Groups with `name` ("backbone", "norms", "classifiers", which are all heads, and "decoder"), `params`, `lr`,
+        `initial_lr`, which is the same and what a schedule multiplies, and `weight_decay`.
 
     Raises:
-        ValueError: there is no `ToCo` in the model, or it has trained parameters beside it.
+        ValueError: there is no method in the model, or it has trained parameters beside it.
 
     Example:
         optimizer = torch.optim.AdamW(parameter_groups(model, VOC.optimisation), betas=VOC.optimisation.betas)
     """
-    toco = next((module for module in model.modules() if isinstance(module, ToCo)), None)
-    if toco is None:
-        raise bad_value("model", "be a ToCo or hold one", type(model).__name__)
-    own = {id(parameter) for parameter in toco.parameters()}
-    if beside := [name for name, p in model.named_parameters() if p.requires_grad and id(p) not in own]:
-        raise bad_value("model", "train a ToCo and nothing beside it: pass the ToCo alone", ", ".join(beside[:5]))
+    method = next((module for module in model.modules() if isinstance(module, METHODS)), None)
+    if method is None:
+        must = f"be or hold a {' or a '.join(kind.__name__ for kind in METHODS)}"
+        raise bad_value("model", must, type(model).__name__)
+    own, name = {id(parameter) for parameter in method.parameters()}, type(method).__name__
+    if beside := [each for each, p in model.named_parameters() if p.requires_grad and id(p) not in own]:
+        raise bad_value("model", f"train a {name} and nothing beside it: pass the {name} alone", ", ".join(beside[:5]))
     groups: dict[str, list] = {"backbone": [], "norms": [], "classifiers": [], "decoder": []}
-    for name, parameter in toco.named_parameters():
+    for name, parameter in method.named_parameters():
         if not parameter.requires_grad:
             continue
         if name.startswith("backbone."):

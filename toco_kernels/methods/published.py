@@ -6,6 +6,7 @@ the teacher's global crops; again for the student's; for the local crops; and fo
 """
 
 from collections.abc import Callable, Mapping
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +18,7 @@ from ..cam.reference import cam_to_label, cam_to_roi, crop_uncertain, merge_cams
 from ..class_contrast.reference import class_token_contrast
 from ..dense_energy.reference import dense_energy_from_logits
 from ..patch_contrast.reference import affinity_mask, masked_contrast
-from .config import LOSSES
+from .config import LOSSES, ToCoConfig
 from .criterion import ToCoOutput
 from .toco import ToCo
 
@@ -46,6 +47,7 @@ def published_step(
     config, size = model.config, tuple(images.shape[2:])
     boxes = torch.tensor([[0, size[0], 0, size[1]]] * len(images)) if boxes is None else boxes
     limits = {"high": config.high, "low": config.low}
+    energy = energy or partial(lattice_energy, config=config)
 
     def network(images: Tensor) -> tuple[Tensor, ...]:
         return forward(model, images, fused_attention)
@@ -92,7 +94,7 @@ def published_step(
             "ptc": masked_contrast(tokens.flatten(2).mT, mask),
             "ctc": class_token_contrast(student, teacher, flags, config.temperature),
             "seg": segmentation_loss(segmentation, labels),
-            "reg": config.energy_weight * (energy or lattice_energy)(colours, segmentation, labels, boxes),
+            "reg": config.energy_weight * energy(colours, segmentation, labels, boxes),
         }
     loss = sum(stage.weight(name) * losses[name] for name in LOSSES)
     return ToCoOutput(loss, losses, present_cams(cams, image_labels), labels, tokens.flatten(2).mT)
@@ -184,7 +186,7 @@ def segmentation_loss(logits: Tensor, labels: Tensor) -> Tensor:
     return 0.5 * sum(terms)
 
 
-def denormalised(images: Tensor, config) -> Tensor:
+def denormalised(images: Tensor, config: ToCoConfig) -> Tensor:
     """Colours in 0..255."""
     return torch.stack([images[:, i] * config.std[i] + config.mean[i] for i in range(3)], dim=1)
 
@@ -194,12 +196,14 @@ def lattice_energy(
     logits: Tensor,  # (B, K, H, W)
     labels: Tensor,  # (B, H, W)
     boxes: Tensor,  # (B, 4)
+    config: ToCoConfig,
 ) -> Tensor:  # ()
-    """The published energy at half the size, by the reference of the lattice."""
+    """The published energy, at half the size on VOC and COCO, by the reference of the lattice."""
     region = torch.zeros_like(logits[:, 0])
     for b, (y0, y1, x0, x1) in enumerate(boxes.tolist()):
         region[b, y0:y1, x0:x1] = 1
-    half = {"scale_factor": 0.5, "recompute_scale_factor": True}
+    half = {"scale_factor": config.scale_factor, "recompute_scale_factor": True}
     image, region = F.interpolate(image.float(), **half), F.interpolate(region[:, None], **half)[:, 0]
     unlabeled = F.interpolate(labels[:, None].float(), **half)[:, 0] == 255
-    return dense_energy_from_logits(logits, image, region, unlabeled, 15.0, 50.0, kernel="lattice")
+    sigmas = config.sigma_rgb, config.sigma_xy * config.scale_factor
+    return dense_energy_from_logits(logits, image, region, unlabeled, *sigmas, kernel="lattice")

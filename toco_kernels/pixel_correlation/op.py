@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from .._library import accumulate_dtype, define, differentiate, no_second_derivative, refuse_forward_ad
+from .._library import accumulate_dtype, define, differentiate, no_second_derivative, refuse_forward_ad, register_triton
 from ..common.checks import check_constant, check_floating, check_same_device, check_tensor, in_autocast_dtype
 from ..common.errors import bad_value
 from . import reference
@@ -58,6 +58,8 @@ _backward = define(
     reference=_correlate_backward,
     fake=lambda grad, features, *_: grad.new_empty(features.shape),
 )
+register_triton("pixel_correlation")
+register_triton("pixel_correlation_backward")
 
 
 class _Correlate(torch.autograd.Function):

@@ -5,6 +5,7 @@ not by a collective: a function that only one rank calls, in validation say, mus
 """
 
 import json
+import os
 import time
 from dataclasses import replace
 
@@ -59,5 +60,18 @@ def is_first_to(what: str) -> bool:
 def _store():
     """The store of the default process group; None where this process is alone."""
     if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-        return dist.distributed_c10d._get_default_store()
+        store = dist.distributed_c10d._get_default_store()
+        return None if store is _inherited else store
     return None
+
+
+_inherited = None  # what a worker by fork has of its parent: one connection, over which two must not speak
+
+
+def _after_fork() -> None:
+    global _inherited
+    _inherited = _store()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)

@@ -26,6 +26,7 @@ class Analysis:
     matches: list[Match] = field(default_factory=list)
     shims: list[Shim] = field(default_factory=list)
     left: list[tuple[str, int, str]] = field(default_factory=list)  # name, line, why it is left alone
+    fingerprints: set[str] = field(default_factory=set)  # of all definitions
 
     @property
     def is_empty(self) -> bool:
@@ -42,11 +43,11 @@ def analyse(source: str | bytes, path: str) -> Analysis:
     analysis = Analysis(ast.parse(source, path))
     bases = set(_base_names(analysis.tree))
     for found in definitions(analysis.tree):
+        analysis.fingerprints.add(found.fingerprint)
         replacement = registry.find(found.fingerprint)
         if replacement is None:
             if found.name in registry.NAMES:
-                why = f"not a known variant (fingerprint {found.fingerprint})"
-                analysis.left.append((found.name, found.node.lineno, why))
+                analysis.left.append((found.name, found.node.lineno, registry.unknown(found.fingerprint)))
         elif found.name in bases:
             why = f"known as {replacement.name}, but a class here is derived from it"
             analysis.left.append((found.name, found.node.lineno, why))

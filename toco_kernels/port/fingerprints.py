@@ -3,7 +3,8 @@
 Comments, docstrings, annotations, formatting, the function's own name and its local names make no difference. Names of
 parameters and defaults do, since callers rely on them. A name from elsewhere stands for what it means: an imported one
 for where it comes from, however it is spelled here; a helper of the same file for the helper's own fingerprint, so that
-a changed helper changes all who call it. Fingerprints are the same under every Python that runs this package.
+a changed helper changes all who call it; a constant for everything that the file assigns to it, functions with a
+`global` statement included. Fingerprints are the same under every Python that runs this package.
 """
 
 import ast
@@ -13,6 +14,14 @@ from dataclasses import dataclass
 
 Definition = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
 DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+
+COMPREHENSIONS = (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
+SCOPES = (*DEFINITIONS, ast.Lambda, *COMPREHENSIONS)  # names bound inside of these mean nothing outside
+
+BLOCKS = {"body", "orelse", "finalbody", "handlers", "cases"}
+
+# Fields of a function that are evaluated where it is defined.
+OUTSIDE = {"decorator_list", "defaults", "kw_defaults"}
 
 # Fields that say nothing about what is computed, or that only some versions of Python know.
 SILENT = {
@@ -74,19 +83,34 @@ class _File:
         self.meanings: dict[str, list[ast.AST]] = {}  # name here -> what defines it
         self.known: dict[ast.AST, tuple[str, frozenset[str]]] = {}
         self.underway: list[ast.AST] = []
-        for node in _statements(tree.body):
+        statements = list(_statements(tree.body))
+        for node in statements:
             if isinstance(node, DEFINITIONS):
                 self.meanings[node.name] = [node]
-            elif isinstance(node, ast.Assign):
-                for target in node.targets:
-                    if isinstance(target, ast.Name):
-                        self.meanings.setdefault(target.id, []).append(node.value)
+            elif not isinstance(node, (ast.Import, ast.ImportFrom)):
+                self._assigned(node)
+        for node in statements:
+            if isinstance(node, DEFINITIONS):
+                for name in sorted({name for x in ast.walk(node) if isinstance(x, ast.Global) for name in x.names}):
+                    self.meanings.setdefault(name, []).append(node)
+
+    def _assigned(self, node: ast.stmt) -> None:
+        """Note what a statement at the top of the file makes of the names that it binds."""
+        if isinstance(node, ast.AnnAssign):
+            if node.value is None:
+                return
+            node = ast.Assign(targets=[node.target], value=node.value)
+        plain = isinstance(node, ast.Assign) and all(isinstance(target, ast.Name) for target in node.targets)
+        if not plain:  # a, b = …; a += …; for a in …: of these without what is in their blocks
+            node = type(node)(**{name: field for name, field in ast.iter_fields(node) if name not in BLOCKS})
+        for name in dict.fromkeys(_bound(node)):
+            self.meanings.setdefault(name, []).append(node.value if plain else node)
 
     def of(self, node: Definition) -> tuple[str, frozenset[str]]:
         """The fingerprint of a definition, and the modules it uses."""
         if node not in self.known:
             self.underway.append(node)
-            text = _Text(self, node)
+            text = _Text(self)
             fingerprint = hashlib.sha256(text.whole(node).encode()).hexdigest()[:16]
             self.known[node] = fingerprint, frozenset(text.uses)
             self.underway.pop()
@@ -94,10 +118,11 @@ class _File:
 
     def meaning(self, name: str, text: "_Text") -> str:
         """A name from outside of a definition, as text."""
+        meanings = [self._value(node, text) for node in self.meanings.get(name, [])]
         if name in self.imports:
             text.uses.add(self.imports[name].rpartition(".")[0] or self.imports[name])
-            return f"<{self.imports[name]}>"
-        return "|".join(self._value(node, text) for node in self.meanings.get(name, [])) or f"<{name}>"
+            meanings.insert(0, f"<{self.imports[name]}>")
+        return "|".join(meanings) or f"<{name}>"
 
     def _value(self, node: ast.AST, text: "_Text") -> str:
         if node in self.underway:
@@ -107,7 +132,7 @@ class _File:
             text.uses |= uses
             return fingerprint
         self.underway.append(node)
-        value = _Text(self, node)
+        value = _Text(self)
         result = value.of(node)
         self.underway.pop()
         text.uses |= value.uses
@@ -117,10 +142,10 @@ class _File:
 class _Text:
     """One definition written down in one way, whatever it was written like."""
 
-    def __init__(self, file: _File, node: ast.AST):
+    def __init__(self, file: _File):
         self.file = file
         self.numbers: dict[str, int] = {}  # of local names, in the order of their appearance
-        self.locals = set() if isinstance(node, ast.ClassDef) else set(_bound(node))
+        self.scopes: list[set[str]] = []  # the names of each function around, the innermost last
         self.uses: set[str] = set()
 
     def whole(self, node: Definition) -> str:
@@ -130,7 +155,7 @@ class _Text:
         parts = [self.of(x) for x in (*node.decorator_list, *node.bases, *node.keywords)]
         for statement in node.body:
             if isinstance(statement, DEFINITIONS):
-                inner = _Text(self.file, statement)
+                inner = _Text(self.file)
                 parts.append(f"{statement.name}:{inner.whole(statement)}")
                 self.uses |= inner.uses
             elif not _is_silent(statement):
@@ -151,17 +176,30 @@ class _Text:
             value = ast.Assign(targets=[value.target], value=value.value)
         if isinstance(value, ast.arg):
             return f"arg({value.arg},{self.name(value.arg)})"
+        if isinstance(value, SCOPES):
+            self.scopes.append(set(_bound(value)))
         fields = [
-            f"{name}={self.of(field)}"
+            f"{name}={self.field(name, field)}"
             for name, field in ast.iter_fields(value)
             if name not in SILENT and not (name == "name" and isinstance(value, (*DEFINITIONS, ast.ExceptHandler)))
             if field is not None and field != []
         ]
+        if isinstance(value, SCOPES):
+            self.scopes.pop()
         return f"{type(value).__name__}({','.join(fields)})"
+
+    def field(self, name: str, value: object) -> str:
+        """One field of a node. What is evaluated outside of a function does not know its local names."""
+        if name not in OUTSIDE:
+            return self.of(value)
+        inside, self.scopes = self.scopes, self.scopes[:-1]
+        text = self.of(value)
+        self.scopes = inside
+        return text
 
     def name(self, name: str) -> str:
         """A local name by its number, another by what it means."""
-        if name in self.locals:
+        if any(name in scope for scope in self.scopes):
             return f"%{self.numbers.setdefault(name, len(self.numbers))}"
         return self.file.meaning(name, self)
 
@@ -186,15 +224,20 @@ def _statements(body: list[ast.stmt]) -> Iterator[ast.stmt]:
 
 
 def _bound(node: ast.AST) -> Iterator[str]:
-    """Names that mean something inside of a definition alone."""
-    outside = {name for x in ast.walk(node) if isinstance(x, ast.Global) for name in x.names}
-    for x in ast.walk(node):
+    """The names that a function, or a statement, binds in its own scope."""
+    inside, todo = [], list(ast.iter_child_nodes(node))
+    for x in todo:
+        inside.append(x)
+        if not isinstance(x, SCOPES):
+            todo.extend(ast.iter_child_nodes(x))
+    outside = {name for x in inside if isinstance(x, ast.Global) for name in x.names}
+    for x in inside:
         name = None
         if isinstance(x, ast.Name) and isinstance(x.ctx, (ast.Store, ast.Del)):
             name = x.id
         elif isinstance(x, ast.arg):
             name = x.arg
-        elif x is not node and isinstance(x, (*DEFINITIONS, ast.ExceptHandler)):
+        elif isinstance(x, (*DEFINITIONS, ast.ExceptHandler)):
             name = x.name
         elif isinstance(x, ast.alias):
             name = x.asname or x.name.split(".")[0]

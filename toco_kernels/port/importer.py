@@ -6,6 +6,7 @@ Line numbers stay, so tracebacks and debuggers show the file as it is. Nothing i
 
 import ast
 import multiprocessing.spawn
+import os
 import site
 import sys
 import sysconfig
@@ -45,6 +46,7 @@ class Changes:
 
     shims: list[tuple[str, int, str]] = field(default_factory=list)  # file, line, why
     left: list[tuple[str, int, str, str]] = field(default_factory=list)  # file, line, name, why
+    unmet: set[str] = field(default_factory=set)  # fingerprints of --also that no definition has
 
 
 CHANGES = Changes()
@@ -55,6 +57,7 @@ def install(settings: Settings) -> None:
     """Replace in everything that is imported from now on, and in the children of this process."""
     global _settings
     registry.add(settings.also)
+    CHANGES.unmet |= set(settings.also)
     if _settings is None:
         sys.meta_path.insert(0, _Finder())
         _pass_on_to_children()
@@ -63,13 +66,13 @@ def install(settings: Settings) -> None:
 
 def run_main(script: str, arguments: list[str]) -> None:
     """Run a script as `python script arguments` would, replaced."""
-    path = str(Path(script).resolve())
+    path = os.path.abspath(script)
     code = _Loader("__main__", path).get_code("__main__")
     main = types.ModuleType("__main__")
     main.__file__ = path
     sys.argv[:] = [script, *arguments]
     if not sys.flags.safe_path:
-        sys.path[0] = str(Path(path).parent)
+        sys.path[0] = str(Path(path).resolve().parent)
     sys.modules["__main__"] = main
     exec(code, main.__dict__)
 
@@ -111,6 +114,8 @@ class _Loader(SourceFileLoader):
 def is_theirs(path: str) -> bool:
     """Whether a file belongs to the user, and not to Python, to an installed package, or to this one."""
     file = Path(path).resolve()
+    if not {"site-packages", "dist-packages"}.isdisjoint(file.parts):  # also those of another environment, lent to this
+        return False
     return not any(file.is_relative_to(folder) for folder in _INSTALLED)
 
 
@@ -127,8 +132,9 @@ _INSTALLED = {
 
 
 def note(analysis: Analysis, path: str) -> None:
-    """Keep for the report what is left alone in a file."""
+    """Keep for the report what is left alone in a file, and what it has."""
     CHANGES.left += [(shown(path), line, name, why) for name, line, why in analysis.left]
+    CHANGES.unmet -= analysis.fingerprints
 
 
 def shown(path: str) -> str:
@@ -161,7 +167,7 @@ class _Change(ast.NodeTransformer):
                 trusted=_settings is not None and _settings.trust,
                 needs=needs,
             )
-            self.slots[match.found.node] = len(SLOTS) - 1, slot
+            self.slots[match.found.node] = slot
 
     def visit(self, node: ast.AST):
         new = self.generic_visit(node)
@@ -172,7 +178,7 @@ class _Change(ast.NodeTransformer):
                 ast.copy_location(x, node)
             return body if isinstance(node, ast.stmt) else body[0]
         if node in self.slots:
-            take = f"__import__({__package__ + '.slots'!r}, fromlist=['SLOTS']).SLOTS[{self.slots[node][0]}].take"
+            take = f"__import__({__package__ + '.slots'!r}, fromlist=['SLOTS']).SLOTS[{self.slots[node].index}].take"
             decorator = ast.parse(take, mode="eval").body
             for x in ast.walk(decorator):
                 ast.copy_location(x, node)

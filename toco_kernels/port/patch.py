@@ -4,13 +4,14 @@ import functools
 import gc
 import sys
 import types
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..common.errors import bad_type, bad_value
 from .analysis import analyse
 from .importer import is_theirs, shown
-from .slots import SLOTS, Slot
+from .slots import SLOTS, Slot, rebind
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,8 @@ def patch(*modules: types.ModuleType, trust: bool = False) -> list[Patched]:
         trust: compare nothing.
 
     Returns:
-        What was replaced. Functions of an unknown variant are left alone.
+        What was replaced. Functions of an unknown variant are left alone, and so are classes that others are derived
+        from; objects made before stay what they are.
 
     Raises:
         TypeError: something is no module.
@@ -64,9 +66,11 @@ def patch(*modules: types.ModuleType, trust: bool = False) -> list[Patched]:
             name, original = match.found.name, getattr(module, match.found.name, None)
             if getattr(original, "__module__", None) != module.__name__ or _is_stand_in(original):
                 continue
+            if isinstance(original, type) and original.__subclasses__():  # which may rely on its insides
+                continue
             slot = Slot(name, shown(file), match.found.node.lineno, match.replacement, trusted=trust)
             stand_in = slot.take(original)
-            bindings = tuple(_rebind(original, stand_in))
+            bindings = tuple(rebind(original, stand_in))
             replacement, guarantee = match.replacement.name, str(match.replacement.guarantee)
             done.append(Patched(name, module.__name__, replacement, guarantee, bindings, slot))
     _PATCHED.extend(done)
@@ -80,12 +84,19 @@ def unpatch() -> list[str]:
         What still leads to ours and cannot be reached: objects made of a replaced class, and functions that were put
         into containers, defaults or closures.
     """
-    unreached = []
-    while _PATCHED:
-        slot = _PATCHED.pop().slot
-        list(_rebind(slot.stand_in, slot.original))
-        unreached += _others(slot)
-    return unreached
+    slots = [patched.slot for patched in reversed(_PATCHED)]
+    _PATCHED.clear()
+    for slot in slots:
+        list(rebind(slot.stand_in, slot.original))
+    if not slots:
+        return []
+    holders = [(x, {id(held) for held in gc.get_referents(x)}) for x in gc.get_referrers(*(x.stand_in for x in slots))]
+    made = Counter(id(type(thing)) for thing in gc.get_objects())
+    return [
+        name
+        for slot in slots
+        for name in _others(slot, [x for x, held in holders if id(slot.stand_in) in held], made[id(slot.stand_in)])
+    ]
 
 
 def patch_loaded(trust: bool) -> None:
@@ -101,28 +112,16 @@ def _is_stand_in(thing: object) -> bool:
     return any(thing is slot.stand_in for slot in SLOTS)
 
 
-def _rebind(old: object, new: object):
-    """Let names at the top of modules lead to `new` instead of `old`; give these names."""
-    for module_name, module in list(sys.modules.items()):
-        if isinstance(module, types.ModuleType):
-            for name in [name for name, value in vars(module).items() if value is old]:
-                setattr(module, name, new)
-                yield f"{module_name}.{name}"
-
-
-def _others(slot: Slot) -> list[str]:
-    """What leads to a stand-in, other than the slot itself."""
+def _others(slot: Slot, holders: list[object], made: int) -> list[str]:
+    """What leads to a stand-in, other than the slot itself: holders of it, and so many objects made of it."""
     stand_in, found = slot.stand_in, []
     own = [slot.__dict__]
     if isinstance(stand_in, type):
-        made = 0
-        for thing in gc.get_objects():
-            made += type(thing) is stand_in
         if made:
             found.append(f"{made} {'object' if made == 1 else 'objects'} of class {slot.name}")
         methods = [x for x in vars(stand_in).values() if isinstance(x, types.FunctionType)]
         own += [stand_in.__mro__, *(cell for method in methods for cell in method.__closure__ or ())]
-    for holder in gc.get_referrers(stand_in):
+    for holder in holders:
         if any(holder is x for x in own):
             continue
         if isinstance(holder, types.CellType):

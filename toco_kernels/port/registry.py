@@ -4,7 +4,7 @@ One line is one function of ours: its name in `toco_kernels.compat`, what it pro
 fingerprints (`fingerprints.py`) of all published spellings it stands in for. Of published code only these are kept.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
@@ -113,6 +113,8 @@ REPLACEMENTS = (
     _same("refine_cams_with_bkg_v2", REFINED, "680d375e51beb8c7", "d3eca605798002cd"),
     _variant("refine_cams_with_config", "refine_cams_with_bkg_v2", REFINED, "768fe94fb8bdbccd"),
     _same("refine_cams_with_dynamic_thres", REFINED, "8c70945a9ac61625"),
+    _same("adaptive_min_pooling_loss", Approximate(), "898eb2a668e00e5d"),
+    _same("max_onehot", Exact(), "381c9c2b29ca7029"),
     _same("get_valid_cam", Exact(), "f3ac73c33afba0ad"),
     _same("ignore_img_box", Exact(), "495286f1bf6719a4"),
 )
@@ -121,12 +123,36 @@ _BY_NAME = {replacement.name: replacement for replacement in REPLACEMENTS}
 _BY_FINGERPRINT = {fingerprint: r for r in REPLACEMENTS for fingerprint in r.fingerprints}
 NAMES = frozenset(replacement.published for replacement in REPLACEMENTS)
 
+UNKNOWN = "not a known variant (fingerprint "
+
 _also: dict[str, Replacement] = {}
 
 
 def find(fingerprint: str) -> Replacement | None:
     """What stands in for a function with this fingerprint."""
     return _also.get(fingerprint) or _BY_FINGERPRINT.get(fingerprint)
+
+
+def unknown(fingerprint: str) -> str:
+    """Why a function with a known name is left alone."""
+    return f"{UNKNOWN}{fingerprint})"
+
+
+def hint(left: Iterable[tuple[str, str]]) -> str:
+    """What can be done about a function of an unknown variant; empty where there is none.
+
+    Args:
+        left: the name of each function that is left alone, and why.
+    """
+    for name, why in left:
+        if why.startswith(UNKNOWN):
+            fingerprint = why.removeprefix(UNKNOWN).removesuffix(")")
+            ours = " or ".join(f'"{r.name}"' for r in REPLACEMENTS if r.published == name)
+            return (
+                f'To have ours tried in place of {name} all the same, write {{"{fingerprint}": {ours}}} into a file '
+                "for --also: `run` compares the two at the first call, and the original stays where they differ."
+            )
+    return ""
 
 
 def check(names: Mapping[str, str]) -> None:

@@ -5,10 +5,10 @@ import os
 import tempfile
 from pathlib import Path
 
-from . import importer
+from . import importer, registry
 from .slots import SLOTS
 
-COLUMNS = ("replaced", "in", "first call", "calls", "ms before", "ms now", "MB before", "MB now")
+COLUMNS = ("replaced", "in", "promise", "first call", "calls", "ms before", "ms now", "MB before", "MB now")
 
 
 def of_this_process() -> dict:
@@ -22,7 +22,7 @@ def of_this_process() -> dict:
             "line": slot.line,
             "replacement": f"{slot.replacement.module}.{slot.replacement.name}",
             "guarantee": str(slot.replacement.guarantee),
-            "state": verdict.state if verdict else "never called",
+            "state": verdict.state if verdict else "compiled, not compared" if slot.compiled else "never called",
             "ours": verdict is None or verdict.ours,
             "detail": verdict.detail if verdict else "",
             "calls": slot.calls,
@@ -34,7 +34,8 @@ def of_this_process() -> dict:
         slots.append(row)
     left = [dict(zip(("file", "line", "name", "why"), x, strict=True)) for x in importer.CHANGES.left]
     shims = [dict(zip(("file", "line", "why"), x, strict=True)) for x in importer.CHANGES.shims]
-    return {"pid": os.getpid(), "replaced": slots, "shims": shims, "left_alone": left}
+    unmet = sorted(importer.CHANGES.unmet)
+    return {"pid": os.getpid(), "replaced": slots, "shims": shims, "left_alone": left, "also_unmet": unmet}
 
 
 def leave(folder: str) -> None:
@@ -63,6 +64,7 @@ def gathered(folder: str) -> dict:
                 mine |= {key: row[key] for key in ("state", "ours", "detail", "before", "after")}
         for key in ("shims", "left_alone"):
             whole[key] += [x for x in child[key] if x not in whole[key]]
+        whole["also_unmet"] = [x for x in whole["also_unmet"] if x in child["also_unmet"]]
     return whole
 
 
@@ -73,13 +75,17 @@ def as_text(found: dict) -> str:
     lines = ["", "toco_kernels"]
     if found["replaced"]:
         lines.append(format_table([COLUMNS, *map(_row, found["replaced"])]))
+        lines.append("before, now: one call with its backward, when the two were compared")
         lines += [f"{row['name']}: {row['state']}: {row['detail']}" for row in found["replaced"] if row["detail"]]
     else:
         lines.append("nothing was replaced")
     if found.get("children"):
-        lines.append(f"calls include those of {found['children']} child processes")
+        children = "a child process" if found["children"] == 1 else f"{found['children']} child processes"
+        lines.append(f"calls include those of {children}")
     lines += [f"shim: {x['file']}:{x['line']}: {x['why']}" for x in found["shims"]]
     lines += [f"left alone: {x['file']}:{x['line']}: {x['name']}: {x['why']}" for x in found["left_alone"]]
+    lines += [f"--also: no definition met has the fingerprint {x}" for x in found["also_unmet"]]
+    lines += filter(None, [registry.hint((x["name"], x["why"]) for x in found["left_alone"])])
     return "\n".join(lines)
 
 
@@ -89,4 +95,5 @@ def _row(row: dict) -> tuple[str, ...]:
 
     costs = [number(row[cost], key) for key in ("ms", "mb") for cost in ("before", "after")]
     state = row["state"] if row["ours"] else f"{row['state']}, original stays"
-    return (row["name"], f"{row['file']}:{row['line']}", state, str(row["calls"]), *costs)
+    promise = row["guarantee"].partition(":")[0]
+    return (row["name"], f"{row['file']}:{row['line']}", promise, state, str(row["calls"]), *costs)

@@ -28,12 +28,14 @@ class Shim:
 
 
 # NumPy's names: what to write, and since when the old one is gone.
-_BUILTIN = {"float": "float", "int": "int", "bool": "bool", "object": "object", "str": "str", "complex": "complex"}
+_BUILTIN = {name: name for name in ("float", "int", "object", "str", "complex")} | {"unicode": "str"}
 _RENAMED = {
     "float_": "float64",
     "complex_": "complex128",
     "string_": "bytes_",
     "unicode_": "str_",
+    "bool8": "bool_",
+    "round_": "round",
     "Inf": "inf",
     "Infinity": "inf",
     "infty": "inf",
@@ -123,6 +125,10 @@ def _numpy_name(node: ast.Attribute, imports: dict[str, str]) -> Iterator[Shim]:
         return
     if node.attr in _BUILTIN:
         yield Shim(node, _BUILTIN[node.attr], f"NumPy 1.24 removed numpy.{node.attr}, which was Python's own")
+    elif node.attr == "bool":  # NumPy 2 has one again, which is no longer Python's
+        yield Shim(
+            node, f"{ast.unparse(node.value)}.bool_", "NumPy 1.24 removed numpy.bool; this one is in all of them"
+        )
     elif node.attr in _RENAMED:
         new = f"{ast.unparse(node.value)}.{_RENAMED[node.attr]}"
         yield Shim(node, new, f"NumPy 2 removed numpy.{node.attr}")
@@ -144,7 +150,14 @@ def _local_rank(node: ast.Call, imports: dict[str, str]) -> Iterator[Shim]:
             number = isinstance(keyword.value, (ast.Constant, ast.UnaryOp))
             if keyword.arg == "default" and number:
                 new = f"torch.distributed.get_node_local_rank({ast.unparse(keyword.value)})"
-                yield Shim(keyword.value, new, "torchrun passes no --local_rank, it sets the variable LOCAL_RANK")
+                yield Shim(keyword.value, new, _WHY_RANK)
+        if not any(keyword.arg in ("default", "required", None) for keyword in node.keywords):
+            default = ast.keyword("default", ast.parse("torch.distributed.get_node_local_rank(-1)", mode="eval").body)
+            new = ast.Call(node.func, node.args, [*node.keywords, default])
+            yield Shim(node, ast.unparse(new), _WHY_RANK)
+
+
+_WHY_RANK = "torchrun passes no --local_rank, it sets the variable LOCAL_RANK"
 
 
 def _device(node: ast.Call, imports: dict[str, str]) -> Iterator[Shim]:

@@ -5,11 +5,13 @@ original and ours when it is called first, and calls one of the two from then on
 """
 
 import functools
+import os
 import sys
 import threading
 import time
+import types
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,13 +20,23 @@ import torch
 from torch import nn
 
 from . import agree
+from .modules import module_class
 from .registry import Replacement
-from .verify import NotImportable, OriginalRaises, Verdict, verify
+from .verify import NotImportable, OriginalRaises, Verdict, needs_gradient, verify
 
 SLOTS: list["Slot"] = []
 
 _LOCK = threading.RLock()
 _THREAD = threading.local()  # .originals: whether originals call originals
+
+
+def _after_fork() -> None:
+    global _LOCK
+    _LOCK = threading.RLock()  # another thread may have held it
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 @dataclass
@@ -39,12 +51,15 @@ class Slot:
     needs: str = ""  # a module that the original imports and that is not here
     verdict: Verdict | None = None
     calls: int = 0
-    seconds: float = 0.0  # of all calls but the first, on the host
+    seconds: float = 0.0  # of these calls, on the host
+    compiled: bool = False  # whether torch.compile has traced a call, which it neither compares nor counts
     stand_in: object = None
     original: object = None
     ours: object = field(init=False)
+    index: int = field(init=False)  # among SLOTS
 
     def __post_init__(self):
+        self.index = len(SLOTS)
         self.ours = self.replacement.load()
         if self.trusted:
             self.verdict = Verdict(True, "trusted")
@@ -56,7 +71,7 @@ class Slot:
         if not isinstance(original, type):
             self.stand_in = _function(self, original, self.ours)
         elif issubclass(original, nn.Module):
-            self.stand_in = _module(self, original)
+            self.stand_in = module_class(self, original)
         else:  # a torch.autograd.Function
             apply = _function(self, original.apply, self.ours.apply)
             self.stand_in = type(original.__name__, (), {"apply": staticmethod(apply), "__doc__": original.__doc__})
@@ -71,10 +86,11 @@ class Slot:
         if getattr(_THREAD, "originals", False):
             return original(*args, **kwargs)
         if torch.compiler.is_compiling():
+            _traced(self.index)
             return (ours if self.verdict is None or self.verdict.ours else original)(*args, **kwargs)
-        if self.verdict is None and not _is_capturing():
+        if self._is_to_decide(args, kwargs) and not _is_capturing():
             with _LOCK:
-                if self.verdict is None:
+                if self._is_to_decide(args, kwargs):
                     self._decide(original, quiet or ours, args, kwargs)
         function = ours if self.verdict is not None and self.verdict.ours else original
         start = time.perf_counter()
@@ -99,11 +115,25 @@ class Slot:
             finally:
                 names[self.name] = before
 
+    def keep_original(self, why: str) -> None:
+        """The original stays, and all names lead to it again."""
+        if self.verdict is None or self.verdict.ours:
+            self.verdict = Verdict(False, "cannot be replaced", why)
+            list(rebind(self.stand_in, self.original))
+            self._warn(stacklevel=4)
+
+    def _is_to_decide(self, args: tuple, kwargs: dict) -> bool:
+        return self.verdict is None or (self.verdict.again and needs_gradient(args, kwargs))
+
     def _decide(self, original: Callable, ours: Callable, args: tuple, kwargs: dict) -> None:
-        key = f"toco_kernels/{Path(self.file).name}:{self.line}/{self.name}"  # folders may differ between machines
-        agreed = agree.known(key)
+        key, again = self._key, not needs_gradient(args, kwargs)
+        decided = {f"{key}/{what}": agree.known(f"{key}/{what}") for what in ("values", "gradients")}
+        key += "/values" if again else "/gradients"
+        against = next((found for found in decided.values() if found is not None and not found[0]), None)
+        agreed = against or decided[key]
         if agreed is not None:
-            self.verdict = Verdict(agreed[0], "verified elsewhere" if agreed[0] else "differs elsewhere", agreed[1])
+            state = "verified elsewhere" if agreed[0] else "differs elsewhere"
+            self.verdict = Verdict(agreed[0], state, agreed[1], again=agreed[0] and again)
         else:
             start = time.perf_counter()
             try:
@@ -113,14 +143,38 @@ class Slot:
             self.verdict = agree.agree(key, found, time.perf_counter() - start)
         if not self.verdict.ours:
             if isinstance(self.original, type):
-                vars(sys.modules[self.original.__module__])[self.name] = self.original
-            if agree.is_first_to(f"{key}/warn"):
-                warnings.warn(
-                    f"toco_kernels: {self.name} ({self.file}:{self.line}) is not replaced, the original stays: "
-                    f"{self.verdict.detail}",
-                    RuntimeWarning,
-                    stacklevel=4,
-                )
+                list(rebind(self.stand_in, self.original))
+            self._warn(stacklevel=5)
+
+    @property
+    def _key(self) -> str:
+        """What ranks call this; the folders above may differ between machines."""
+        return f"toco_kernels/{'/'.join(Path(self.file).parts[-2:])}:{self.line}/{self.name}"
+
+    def _warn(self, stacklevel: int) -> None:
+        if agree.is_first_to(f"{self._key}/warn"):
+            warnings.warn(
+                f"toco_kernels: {self.name} ({self.file}:{self.line}) is not replaced, the original stays: "
+                f"{self.verdict.detail}",
+                RuntimeWarning,
+                stacklevel=stacklevel,
+            )
+
+
+def rebind(old: object, new: object) -> Iterator[str]:
+    """Let names at the top of modules lead to `new` instead of `old`; give these names."""
+    for module_name, module in list(sys.modules.items()):
+        if isinstance(module, types.ModuleType):
+            for name in [name for name, value in vars(module).items() if value is old]:
+                setattr(module, name, new)
+                yield f"{module_name}.{name}"
+
+
+@torch.compiler.assume_constant_result
+def _traced(index: int) -> bool:
+    """Note that a call is being traced. torch.compile runs this once, and keeps nothing of it."""
+    SLOTS[index].compiled = True
+    return True
 
 
 @contextmanager
@@ -159,51 +213,3 @@ def _function(slot: Slot, original: Callable, ours: Callable) -> Callable:
         return slot.call(call_original, ours, args, kwargs)
 
     return stand_in
-
-
-def _module(slot: Slot, original: type[nn.Module]) -> type[nn.Module]:
-    """What stands in for a class of modules: ours, whose instances become the original's if it must stay."""
-
-    class StandIn(slot.ours):
-        def __init__(self, *args, **kwargs):
-            super().__init__(*args, **kwargs)
-            self.__dict__["_toco_arguments"] = args, kwargs
-            if slot.verdict is not None and not slot.verdict.ours:
-                self._become_original()
-
-        def _original(self) -> nn.Module:
-            args, kwargs = self.__dict__["_toco_arguments"]
-            with slot.named_original():
-                made = original(*args, **kwargs)
-            return made.train(self.training)
-
-        def _become_original(self) -> None:
-            made = self._original()
-            made.__dict__ |= {name: hooks for name, hooks in self.__dict__.items() if name.endswith("_hooks")}
-            self.__dict__ = made.__dict__
-            self.__class__ = original
-
-        def __call__(self, *args, **kwargs):
-            def call_original(*args, **kwargs):
-                slot.check_importable()
-                made = self._original()
-                device = next((x.device for x in (*args, *kwargs.values()) if isinstance(x, torch.Tensor)), None)
-                return made.to(device)(*args, **kwargs)
-
-            result = slot.call(call_original, super().__call__, args, kwargs, quiet=self.forward)
-            if slot.verdict is not None and not slot.verdict.ours:
-                self._become_original()
-            return result
-
-        def __init_subclass__(cls, **kwargs):
-            super().__init_subclass__(**kwargs)
-            warnings.warn(
-                f"toco_kernels: {cls.__name__} is derived from {slot.name}, which is replaced: it inherits ours. "
-                "If it relies on the original's insides, leave this file out",
-                RuntimeWarning,
-                stacklevel=2,
-            )
-
-    for name in ("__module__", "__name__", "__qualname__", "__doc__"):
-        setattr(StandIn, name, getattr(original, name))
-    return StandIn

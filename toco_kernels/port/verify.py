@@ -4,12 +4,12 @@ Both get clones of the inputs, start from the same generators and buffers, and l
 """
 
 import random
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
@@ -47,6 +47,7 @@ class Verdict:
     detail: str = ""
     before: Cost | None = None
     after: Cost | None = None
+    again: bool = False  # whether the first call that needs gradients is to be compared too, since this one did not
 
 
 def verify(
@@ -54,15 +55,15 @@ def verify(
 ) -> Verdict:
     """Run both and compare outputs, gradients, what became of the inputs, and the generators' states.
 
-    Where the original runs out of memory, half as many images are tried, down to one.
+    Where memory runs out, half as many images are tried, down to one.
 
     Raises:
         OriginalRaises: it fails on these inputs, for a reason that lies in them.
     """
-    batch = _batch(args, kwargs)
-    share = batch
+    batch = share = _batch(args, kwargs)
     while True:
         inputs = (args, kwargs) if share == batch else _first(share, batch, args, kwargs)
+        expected = actual = None  # those of a larger share, whose memory is needed
         try:
             expected, before = _run(original, *inputs)
         except (ImportError, NameError) as error:
@@ -72,27 +73,36 @@ def verify(
                 if _lacks_cuda(error):
                     return Verdict(True, "original needs CUDA", str(error).splitlines()[0])
                 raise OriginalRaises from error
+            if share == 1:
+                return Verdict(True, "original out of memory", "not even one image fits, so nothing was compared")
         else:
-            break
+            try:
+                actual, after = _run(ours, *inputs)
+                break
+            except Exception as error:  # beside what the original left, memory may be short for ours as well
+                if share == 1 or not _is_out_of_memory(error):
+                    return Verdict(False, "differs", f"ours raises {type(error).__name__}: {error}", before)
         _free_memory()
-        if share == 1:
-            return Verdict(True, "original out of memory", "not even one image fits, so nothing was compared")
         share //= 2
-    try:
-        actual, after = _run(ours, *inputs)
-    except Exception as error:
-        return Verdict(False, "differs", f"ours raises {type(error).__name__}: {error}", before)
     if problem := difference(expected, actual, guarantee):
         return Verdict(False, "differs", problem, before, after)
-    detail = "" if share == batch else f"on {share} of {batch} images, for the original's memory"
-    return Verdict(True, "verified", detail, before, after)
+    detail = "" if share == batch else f"on {share} of {batch} images, for the memory that comparing takes"
+    return Verdict(True, "verified", detail, before, after, again=not needs_gradient(args, kwargs))
+
+
+def needs_gradient(args: tuple, kwargs: dict) -> bool:
+    """Whether a call with these arguments may be differentiated."""
+    return torch.is_grad_enabled() and any(
+        isinstance(x, Tensor) and x.requires_grad for x in tree_leaves((args, kwargs))
+    )
 
 
 def _run(function: Callable, args: tuple, kwargs: dict) -> tuple[Outcome, Cost]:
     """One call on clones, and its backward."""
     outcome, cost = _run_once(function, args, kwargs)
     if cost.ms < TWICE_BELOW * 1e3:
-        return _run_once(function, args, kwargs)
+        outcome, again = _run_once(function, args, kwargs)
+        cost = Cost(min(cost.ms, again.ms), again.mb)
     return outcome, cost
 
 
@@ -131,10 +141,12 @@ class _Clones:
         self.clones: dict[int, Tensor] = {}
 
     def of(self, value: object) -> object:
-        """The clone of a tensor, the same one for the same tensor; a parallel module's inner one, which waits for no
-        other rank; anything else as it is."""
+        """The clone of a tensor, the same one for the same tensor, or of an array; a parallel module's inner one, which
+        waits for no other rank; anything else as it is."""
         if isinstance(value, (DistributedDataParallel, DataParallel)):
             return value.module
+        if isinstance(value, np.ndarray):
+            return value.copy()
         if not isinstance(value, Tensor):
             return value
         if id(value) not in self.clones:
@@ -178,8 +190,8 @@ def _restored(args: tuple, kwargs: dict) -> Iterator[Callable[[], list]]:
 
     def states() -> list:
         cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
-        numpy = sys.modules["numpy"].random.get_state() if "numpy" in sys.modules else None
-        return [torch.get_rng_state(), cuda, numpy, random.getstate(), [g.get_state() for g in generators]]
+        own = [g.get_state() for g in generators]
+        return [torch.get_rng_state(), cuda, np.random.get_state(), random.getstate(), own]
 
     torch_state, cuda, numpy, python, own = states()
     try:
@@ -188,8 +200,7 @@ def _restored(args: tuple, kwargs: dict) -> Iterator[Callable[[], list]]:
         torch.set_rng_state(torch_state)
         if cuda:
             torch.cuda.set_rng_state_all(cuda)
-        if numpy is not None:
-            sys.modules["numpy"].random.set_state(numpy)
+        np.random.set_state(numpy)
         random.setstate(python)
         for generator, state in zip(generators, own, strict=True):
             generator.set_state(state)

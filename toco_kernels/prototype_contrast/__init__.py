@@ -1,7 +1,7 @@
 """Contrast of pixels with the prototypes of classes.
 
 A prototype is the mean feature of the k pixels of a batch that show a class most surely, weighted by their scores, of
-length 1. With s_ic = <v_i / |v_i|, p_c> / τ for pixels i and classes c:
+length 1. With `s_ic = <v_i / |v_i|, p_c> / τ` for pixels i and classes c:
 
     loss = mean over pixels of  log Σ_c exp(s_ic) - s_iy          y the pixel's pseudo label
 

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from .._library import accumulate_dtype, define, differentiate
+from .._library import accumulate_dtype, define, differentiate, register_triton
 from . import reference
 
 
@@ -25,6 +25,7 @@ _resize_backward = define(
     reference=_resize_backward_fallback,
     fake=lambda grad, size: grad.new_empty(*grad.shape[:2], *size),
 )
+register_triton("resize_corners_backward")
 
 
 class _Resize(torch.autograd.Function):

@@ -1,4 +1,4 @@
-"""Triton kernels of prototype_contrast: pixels are columns, so that features are read as they lie, channel by channel."""
+"""Triton kernels of prototype_contrast: pixels are columns, so features are read as they lie, channel by channel."""
 
 import triton
 import triton.language as tl
@@ -110,8 +110,8 @@ def contrast_kernel(
         slopes = tl.where(valid[None, :] & (c < classes)[:, None], slopes * weight, 0.0)
         grad += image * width * pixels
         zeros = tl.zeros([BLOCK_D, BLOCK_P], tl.float32)
-        # What lies along a pixel is removed as computed, not as theory has it; unit vectors by division, as exact as can
-        # be: where a pixel is its own prototype that is all there is.
+        # What lies along a pixel is removed as computed, not as theory has it; unit vectors by division, as exact as
+        # can be: where a pixel is its own prototype that is all there is.
         projects = length >= least
         length = tl.where(squares == 0, 1.0, tl.where(length < least, least, length))
         along = tl.zeros([BLOCK_P], tl.float32)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from . import reference
 from .triton_contrast import contrast_kernel, count_kernel, mean_kernel
+from .triton_resize import resize_backward_kernel
 
 COUNTED = 4096  # labels that one program counts
 
@@ -123,8 +124,10 @@ def _mined(
     labels: Tensor,  # (n)
     draws: Tensor,  # (n)
 ) -> tuple[Tensor, Tensor]:  # (), (n, C)
-    """`reference.mined_contrast` and its derivatives. Sorted by class, and within it by draw or by similarity, a pixel's
-    place minus the first place of its class is its rank."""
+    """`reference.mined_contrast` and its derivatives.
+
+    Sorted by class, and within it by draw or by similarity, a pixel's place minus its class's first place is its rank.
+    """
     first, last = reference.semi_hard_ranks(scores.shape[1])
     semi_hard = torch.zeros_like(scores)
     semi_hard.scatter_(1, scores.sort(dim=1, descending=True, stable=True).indices[:, first:last], 1)
@@ -146,3 +149,28 @@ def _mined(
         weights += ((rank >= low[labels]) & (rank < high[labels])) * share[labels]
     slopes = (shares / sums - _one_hot(scores, labels)) * weights[:, None]
     return (losses * weights).sum(), slopes
+
+
+def resize_corners_backward(
+    grad: Tensor,  # (B, D, h, w) float32
+    size: list[int],
+) -> Tensor:  # (B, D, H, W)
+    """The gradient of the maps, in one launch. Of resizing itself PyTorch's kernel is as good."""
+    torch._check(grad.ndim == 4, lambda: "grad must be (B, D, h, w)")
+    batch, channels, *resized = grad.shape
+    grad_maps = torch.empty(batch, channels, *size, dtype=torch.float32, device=grad.device)
+    if grad_maps.numel() == 0:
+        return grad_maps
+    (height, width), planes, block_x, block_p = size, batch * channels, 64, 32
+    resize_backward_kernel[(triton.cdiv(width, block_x), height, triton.cdiv(planes, block_p))](
+        grad.contiguous(),
+        grad_maps,
+        planes,
+        *size,
+        *resized,
+        *((n - 1) / max(m - 1, 1) for n, m in zip(size, resized, strict=True)),
+        *(triton.cdiv(2 * (m - 1), max(n - 1, 1)) + 2 for n, m in zip(size, resized, strict=True)),
+        BLOCK_X=block_x,
+        BLOCK_P=block_p,
+    )
+    return grad_maps

@@ -59,10 +59,11 @@ class Samples(Dataset):
         data: photographs and image labels.
         views: from a photograph (H, W, 3) to a dictionary of tensors, with torch's random numbers.
         seed: of those.
+        saliency: whether `views` takes the photograph's saliency map (H, W) beside it.
     """
 
-    def __init__(self, data: Data, views: Callable[[np.ndarray], dict], seed: int):
-        self.data, self.views, self.seed = data, views, seed
+    def __init__(self, data: Data, views: Callable[..., dict], seed: int, *, saliency: bool = False):
+        self.data, self.views, self.seed, self.saliency = data, views, seed, saliency
 
     def __len__(self) -> int:
         return len(self.data)
@@ -73,12 +74,14 @@ class Samples(Dataset):
         for offset in range(len(self.data)):
             index = (wanted + offset) % len(self.data)
             try:
-                image = self.data.image(index)
+                pictures = [self.data.image(index)]
+                if self.saliency:
+                    pictures.append(self.data.saliency(index))
             except DataError as error:
                 problems.append(str(error))
                 continue
             with keyed(self.seed, epoch, wanted), one_thread():
-                sample = self.views(image)
+                sample = self.views(*pictures)
             return sample | {"image_labels": torch.from_numpy(self.data.labels(index)), "problems": problems}
         raise DataError(self.data.names[wanted], f"and all other photographs cannot be used; {problems[0]}")
 

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from ..common.errors import bad_value
 from .coco import open_coco
+from .files import DataError
 from .folder import open_folder, open_voc
 from .pseudo_labels import Data
 from .shapes import Shapes
@@ -53,6 +54,15 @@ def open_data(
 def has_masks(data: Data) -> bool:
     """Whether there is a truth to compare with."""
     return isinstance(data, Shapes) or (data.masks is not None and data.masks.is_dir())
+
+
+def check_saliency(data: Data) -> None:
+    """All photographs must have a saliency map."""
+    if isinstance(data, Shapes):
+        raise DataError(Path("shapes"), "have no saliency maps: use another variant of the method")
+    missing = [file for file in map(data.saliency_file, range(len(data))) if not file.is_file()]
+    if missing:
+        raise DataError(missing[0], f"is missing, a saliency map; so are {len(missing) - 1} of {len(data)}")
 
 
 def spread(count: int, most: int | None) -> list[int]:

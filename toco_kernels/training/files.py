@@ -63,6 +63,20 @@ def read_mask(file: Path, classes: int, size: tuple[int, int] | None = None) -> 
     return mask
 
 
+def read_grey(file: Path, size: tuple[int, int]) -> np.ndarray:  # (H, W) uint8
+    """A grey picture of the size (H, W).
+
+    Raises:
+        DataError: the file is missing, no picture, truncated, deeper than 8 bits, or of another size.
+    """
+    picture = _open(file)
+    if picture.mode.startswith(("I", "F")):
+        raise DataError(file, f"has more than 8 bits per pixel (Pillow's mode {picture.mode}): convert it first")
+    if (picture.height, picture.width) != tuple(size):
+        raise DataError(file, f"is {picture.width} x {picture.height} pixels, its photograph {size[1]} x {size[0]}")
+    return np.array(picture.convert("L"))
+
+
 def _open(file: Path) -> Image.Image:
     """The picture with all of its pixels."""
     try:

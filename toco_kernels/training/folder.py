@@ -2,6 +2,7 @@
 
     ROOT/JPEGImages/NAME.jpg              photographs; .jpeg and .png as well
     ROOT/SegmentationClass/NAME.png       masks: palette or grey, the class of each pixel, 255 ignored
+    ROOT/SALImages/NAME.png               saliency maps, for methods that take them: grey, 255 where most salient
     ROOT/Annotations/NAME.xml             VOC's annotations, for image labels
     ROOT/labels.json                      image labels: {"NAME": ["cat", "dog"], …}
     ROOT/ImageSets/Segmentation/SPLIT.txt names, one per line; or ROOT/ImageSets/SPLIT.txt
@@ -19,7 +20,7 @@ import numpy as np
 from PIL import Image
 
 from . import image_labels
-from .files import DataError, read_image, read_lines, read_mask
+from .files import DataError, read_grey, read_image, read_lines, read_mask
 
 VOC_CLASSES = (
     *("background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"),
@@ -100,6 +101,14 @@ class Folder:
         if self.masks is None:
             raise DataError(self.root, "has no folder of masks")
         return read_mask(self.masks / f"{self.names[index]}.png", len(self.classes), self.size(index))
+
+    def saliency_file(self, index: int) -> Path:
+        """Where its saliency map must be."""
+        return self.root / "SALImages" / f"{self.names[index]}.png"
+
+    def saliency(self, index: int) -> np.ndarray:  # (H, W) uint8
+        """How salient each of its pixels is."""
+        return read_grey(self.saliency_file(index), self.size(index))
 
     def labels(self, index: int) -> np.ndarray:  # (C,) float32
         """1 for each class that it shows."""

@@ -10,6 +10,7 @@ from tqdm import tqdm
 from . import checkpoints, records
 from .data import SPLITS, has_masks, open_data, spread
 from .files import DataError, write_json
+from .folder import split_file
 from .predictor import Predictor
 from .processes import Processes
 from .pseudo_labels import Data
@@ -113,15 +114,17 @@ class _Watch:
             self.data = _open(self.job, SPLITS[self.job.data][1])
 
     def look(self, step: int) -> None:
-        """Draw pictures and evaluate where it is time to."""
-        if self.data is None or not (_due(step, self.job.picture_every) or _due(step, self.job.evaluate_every)):
+        """Draw pictures and evaluate where it is time to; whoever wants pictures gets one at the end, too."""
+        last = self.job.picture_every > 0 and step == self.job.settings["steps"] - 1
+        draws, evaluates = _due(step, self.job.picture_every) or last, _due(step, self.job.evaluate_every)
+        if self.data is None or not (draws or evaluates):
             return
         predictor = _predictor(self.trainer)
         settings = self.job.refined()
-        if _due(step, self.job.picture_every):
+        if draws:
             shown = spread(len(self.data), 4)
             self.record.picture(step, predictor.picture(self.data, settings, shown))
-        if _due(step, self.job.evaluate_every):
+        if evaluates and has_masks(self.data):
             some = spread(len(self.data), self.job.evaluate_images[0])
             results = predictor.evaluate(self.data, settings, some, show_progress=False)
             self.record.scores(step, {f"{name}_miou": result.miou() for name, result in results.items()})
@@ -131,7 +134,7 @@ def _measure(trainer: Trainer, data: Data | None, show_progress: bool) -> dict:
     """The numbers of metrics.json, on the split that is measured."""
     job = trainer.job
     split = SPLITS[job.data][2]
-    if data is None:
+    if data is None or not has_masks(data):
         return {"split": split, "cam_miou": None, "pseudo_label_miou": None, "seg_miou": None}
     indices = spread(len(data), job.evaluate_images[1])
     results = _predictor(trainer).evaluate(data, job.refined(), indices, show_progress=show_progress)
@@ -141,11 +144,13 @@ def _measure(trainer: Trainer, data: Data | None, show_progress: bool) -> dict:
 
 
 def _open(job: Job, split: str) -> Data | None:
-    """A split with masks, or None and a warning."""
+    """A split to look at; None and a warning where a folder has no list of it."""
+    if job.data == "folder" and not split_file(job.root, split).exists():
+        warnings.warn(f"{job.root}: there is no list {split}.txt: nothing is measured or drawn", stacklevel=2)
+        return None
     data = open_data(job.data, split, job.root, labels=job.labels)
     if not has_masks(data):
         warnings.warn(f"{job.root}: there are no masks to measure with", stacklevel=2)
-        return None
     return data
 
 

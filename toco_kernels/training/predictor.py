@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from . import records
+from .data import has_masks
 from .miou import Confusion
 from .pseudo_labels import Data
 from .recipes import Recipe
@@ -97,7 +98,7 @@ class Predictor:
         return results
 
     def picture(self, data: Data, settings: Settings, indices: Iterable[int]) -> np.ndarray:  # (H, W, 3) uint8
-        """A row for each photograph: itself, its CAM, its refined label, the segmentation, the truth."""
+        """A row for each photograph: itself, its CAM, its refined label, the segmentation, the truth where known."""
         rows = []
         for index in indices:
             image, labels = data.image(index), data.labels(index)
@@ -106,7 +107,8 @@ class Predictor:
             nothing = np.zeros(image.shape[:2], np.uint8)
             prediction = nothing if segmentation is None else segmentation.argmax(0).astype(np.uint8)
             refined = pseudo_label(image, cams, labels, settings)
-            rows.append([image, records.heat(image, cams.max(0)), refined, prediction, data.mask(index)])
+            truth = [data.mask(index)] if has_masks(data) else []
+            rows.append([image, records.heat(image, cams.max(0)), refined, prediction, *truth])
         return records.grid(rows)
 
 

@@ -13,6 +13,7 @@ import numpy as np
 
 SIDE = 96  # pixels
 SPLITS = {"train": 4096, "val": 256, "test": 512}  # how many images
+FARTHEST = 1.25  # from an object's centre to its farthest corner, in its radius
 _SEED = 2023
 
 
@@ -96,9 +97,9 @@ def _draw(split: str, index: int) -> tuple[np.ndarray, np.ndarray]:  # (SIDE, SI
     for _ in range(random.integers(1, 4)):
         label = int(random.integers(1, len(Shapes.classes)))
         for _ in range(10):  # until it covers little of what is there, or else it is left out
-            inside, colour = _object(random, Shapes.classes[label])
-            if (mask[inside] > 0).mean() < 0.1:
-                pixels[inside], mask[inside] = colour[inside], label
+            where, inside, colour = _object(random, Shapes.classes[label])
+            if (mask[where][inside] > 0).mean() < 0.1:
+                pixels[where][inside], mask[where][inside] = colour[inside], label
                 break
     pixels += random.normal(0, 0.02, pixels.shape)
     return (pixels.clip(0, 1) * 255).round().astype(np.uint8), mask
@@ -113,16 +114,21 @@ def _background(random: np.random.Generator) -> np.ndarray:  # (SIDE, SIDE, 3) i
     return np.tensordot(weights, np.tensordot(weights, knots, (1, 1)), (1, 1))
 
 
-def _object(random: np.random.Generator, kind: str) -> tuple[np.ndarray, np.ndarray]:  # (SIDE, SIDE), (SIDE, SIDE, 3)
-    """Where an object is, and the colours it has there."""
+def _object(
+    random: np.random.Generator, kind: str
+) -> tuple[tuple[slice, slice], np.ndarray, np.ndarray]:  # a part of the image, and of that (h, w) and (h, w, 3)
+    """Around an object: where it is, and the colours it has there."""
     outline, hue, direction, stripes = KINDS[kind]
     radius = random.uniform(13, 26)
     centre = random.uniform(radius, SIDE - radius, 2)
     turn = random.uniform(-0.3, 0.3)
-    y, x = (np.mgrid[:SIDE, :SIDE] + 0.5 - centre[:, None, None]) / radius
+    top, left = np.maximum(0, centre - FARTHEST * radius).astype(int)
+    bottom, right = np.minimum(SIDE, centre + FARTHEST * radius + 1).astype(int)
+    where = slice(top, bottom), slice(left, right)
+    y, x = (np.mgrid[where] + 0.5 - centre[:, None, None]) / radius
     x, y = x * np.cos(turn) - y * np.sin(turn), x * np.sin(turn) + y * np.cos(turn)
     angle = 2 * np.pi * direction
     wave = np.sin(np.pi * stripes * (x * np.cos(angle) + y * np.sin(angle)) + random.uniform(0, 2 * np.pi))
     hue = (hue + random.uniform(-0.03, 0.03)) % 1
     light, dark = (np.array(colorsys.hsv_to_rgb(hue, 0.85, value)) for value in (0.95, 0.55))
-    return outline(x, y), np.where(wave[..., None] > 0, light, dark)
+    return where, outline(x, y), np.where(wave[..., None] > 0, light, dark)

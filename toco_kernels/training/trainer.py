@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from . import batches, checkpoints, recipes
-from .data import SPLITS, open_data
+from .data import SPLITS, check_saliency, open_data
 from .predictor import autocast
 from .processes import Processes
 from .refine import Settings
@@ -91,6 +91,8 @@ class Trainer:
         where = {"root": job.root, "sbd": job.sbd, "labels": job.labels, "lenient": True}
         self.data = open_data(job.data, SPLITS[job.data][0], **where)
         self.recipe = recipes.find(job.method)(job.settings, self.data.classes)
+        if self.recipe.saliency:
+            check_saliency(self.data)  # now, not after a night
         torch.manual_seed(seed_of(job.seed))
         self.module = self.recipe.build(processes.group)
         self.weights_hash = checkpoints.hash_of(self.module)
@@ -110,7 +112,7 @@ class Trainer:
     def batches(self, start: int, stop: int) -> torch.utils.data.DataLoader:
         """The batches of these steps."""
         job, processes = self.job, self.processes
-        samples = batches.Samples(self.data, self.recipe.views(), job.seed)
+        samples = batches.Samples(self.data, self.recipe.views(), job.seed, saliency=self.recipe.saliency)
         order = batches.Order(
             len(samples),
             self.settings["batch_size"],

@@ -125,7 +125,7 @@ class Views:
             photograph = F.resize(photograph, scaled, antialias=True)
         if torch.rand(()) < 0.5:
             photograph = F.horizontal_flip(photograph)
-        (top, y0, y1), (left, x0, x1) = (_place(side, size) for side in photograph.shape[1:])
+        (top, y0, y1), (left, x0, x1) = (place(side, size) for side in photograph.shape[1:])
         crop = torch.tensor(self.mean).round().to(torch.uint8)[:, None, None].repeat(1, size, size)
         crop[:, y0:y1, x0:x1] = photograph[:, top : top + y1 - y0, left : left + x1 - x0]
         return crop, torch.tensor([y0, y1, x0, x1])
@@ -135,7 +135,7 @@ class Views:
         return normalised(photograph, self.mean, self.std)
 
 
-def _place(side: int, size: int) -> tuple[int, int, int]:
+def place(side: int, size: int) -> tuple[int, int, int]:
     """Where the crop begins in the photograph, and where the photograph begins and ends in the crop, along one axis."""
     spare = side - size
     offset = int(torch.randint(abs(spare) + 1, ()))

@@ -34,6 +34,7 @@ class Recipe:
 
     presets: ClassVar[dict[str, dict[str, Any]]] = {}
     unused_parameters = False  # whether some get no gradient in some steps, which DistributedDataParallel must know
+    saliency: bool = False  # whether `views` takes a saliency map (H, W) beside each photograph
     mean: tuple[float, ...] = (123.675, 116.28, 103.53)  # ImageNet's, in 0..255
     std: tuple[float, ...] = (58.395, 57.12, 57.375)
 

@@ -68,9 +68,9 @@ class Recipe(Base):
                 decoder_width=64,
                 projection=(256, 64, 128),
                 cam_scales=(1.0,),
-                stages=(Stage(99, _PLAIN), Stage(None, _ALL)),
+                stages=(Stage(19, _PLAIN), Stage(None, _ALL)),
                 optimisation=Optimisation(
-                    200,
+                    60,
                     lr=1e-3,
                     head_factor=1.0,
                     weight_decay=0.05,
@@ -84,7 +84,7 @@ class Recipe(Base):
             pretrained=False,
             train_positions=True,
             skip_unweighted=True,
-            batch_size=32,
+            batch_size=16,
             augmentation={
                 "size": 96,
                 "rescale": [1.0, 1.3],

@@ -1,0 +1,247 @@
+"""`memory.profile` finds peaks that are known, and the command measures, fits and reports what it should."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch import nn
+
+from toco_kernels import memory
+from toco_kernels.__main__ import main
+from toco_kernels.cli import memory as command
+from toco_kernels.common import benchmarks, measure
+from toco_kernels.memory.fit import Model
+
+KIB = 1024
+N = 256  # a square of N float32 has N KiB
+
+
+class Block(nn.Module):
+    """Keeps the result of exp for the backward, and drops that of the product."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(N, N, bias=False)
+
+    def forward(self, x):
+        return self.linear(x).exp()
+
+
+class Wasteful(nn.Module):
+    """Sixteen squares at once, in the middle of it, which die before it ends."""
+
+    def forward(self, x):
+        return x.repeat(16, 1).view(16, N, N).sum(0)
+
+
+@pytest.fixture(autouse=True)
+def _on_the_cpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+
+
+def test_a_forward_whose_peak_is_known():
+    model = nn.Sequential(Block(), Wasteful(), nn.ReLU())
+    x = torch.ones(N, N)
+    with torch.no_grad(), memory.profile(model) as report:
+        model(x)
+    # exp's result is alive, sixteen squares, and their sum.
+    assert report.peak == (1 + 16 + 1) * N * KIB
+    assert report.place == ("1", "aten::sum", "forward")
+    assert report.modules["1"].peak == report.peak
+    assert report.modules["1"].added == 16 * N * KIB
+    assert report.modules["0"].peak == 2 * N * KIB
+    assert report.modules["0.linear"].peak == N * KIB
+    assert report.modules[""].peak == report.peak
+    assert report.operators["aten::repeat"].added == 16 * N * KIB
+    assert report.operators["aten::repeat"].at_peak == 16 * N * KIB
+    assert report.operators["aten::exp"].at_peak == N * KIB
+    assert report.operators["aten::mm"].at_peak == 0, "it died before"
+
+
+def test_a_training_step_is_attributed_to_the_modules_of_its_forward():
+    model = nn.Sequential(Block(), Block())
+    x = torch.ones(N, N)
+    with memory.profile(model) as report:
+        model(x).sum().backward()
+    # The results of both exp, the gradient of the second product, and what that makes: gradients of weight and input.
+    # Beside them the loss and its gradient.
+    assert report.peak == 4 * N * KIB + 4 + 4
+    assert report.place == ("1.linear", "aten::mm", "backward")
+    assert sum(row.at_peak for row in report.operators.values()) == report.peak
+    assert report.modules["0.linear"].calls > 0
+    assert report.modules[""].calls == sum(row.calls for name, row in report.operators.items()) - (
+        report.modules["(outside of modules)"].calls
+    )
+
+
+def test_our_operators_are_seen_by_name():
+    from toco_kernels import patch_token_contrast
+
+    tokens = torch.randn(1, 64, 32, requires_grad=True)
+    with memory.profile() as report:
+        patch_token_contrast(tokens, torch.arange(64)[None] % 3).backward()
+    assert "toco_kernels::patch_token_contrast" in report.operators
+    assert report.operators["toco_kernels::patch_token_contrast"].added >= 64 * 32 * 4, "the gradient"
+    assert "patch_token_contrast" in str(report)
+    json.dumps(report.as_dict())
+
+
+def test_what_was_there_before_does_not_count_and_hooks_are_gone_afterwards():
+    model, x = Block(), torch.ones(N, N)
+    with memory.profile() as report:
+        x.add_(1)
+        x.view(-1).mul_(2)
+    assert report.peak == 0
+    with pytest.raises(ZeroDivisionError), torch.no_grad(), memory.profile(model) as report:
+        model(x)
+        raise ZeroDivisionError
+    assert report.peak == 2 * N * KIB, "complete although it ended early"
+    calls = report.operators["aten::mm"].calls
+    model(x)
+    assert report.operators["aten::mm"].calls == calls
+
+
+def test_nothing_ran():
+    with memory.profile() as report:
+        pass
+    assert str(report) == "nothing ran"
+
+
+def test_the_fit_finds_the_coefficients_it_was_made_of():
+    truth = Model(fixed=300.0, linear=0.8, quadratic=2e-4)
+    cases = [(crop, batch) for crop, batch in ((448, 4), (640, 4), (1024, 4), (448, 1))]
+    fit = Model.of([(*case, truth.peak_mb(*case)) for case in cases])
+    assert vars(fit) == pytest.approx(vars(truth), rel=1e-6)
+    linear = Model.of([(crop, batch, 100 + batch * crop**2 / 256) for crop, batch in cases])
+    assert vars(linear) == pytest.approx({"fixed": 100, "linear": 1, "quadratic": 0}, abs=1e-6)
+    assert Model.of([(448, 1, 50.0)]).peak_mb(448, 1) == pytest.approx(50)
+    with pytest.raises(ValueError, match="measured must have a case"):
+        Model.of([])
+
+
+@pytest.mark.parametrize("budget", [500.0, 3000.0, 24000.0])
+def test_the_largest_fits_and_the_next_does_not(budget):
+    model = Model(300.0, 0.8, 2e-4)
+    crop, batch = model.largest_crop(4, budget), model.largest_batch(448, budget)
+    assert model.peak_mb(crop, 4) <= budget < model.peak_mb(crop + 16, 4)
+    assert crop % 16 == 0
+    assert batch == 0 or model.peak_mb(448, batch) <= budget
+    assert model.peak_mb(448, batch + 1) > budget
+    assert model.largest_crop(4, 299.0) == 0
+
+
+# Processes of their own
+
+
+def allocate(megabytes):
+    return lambda: torch.ones(int(megabytes * 1e6 / 4))
+
+
+def test_a_child_that_runs_out_of_memory_is_a_result(monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
+    outcome = measure.try_peak_mb("test_memory:allocate", 3000, limit_mb=500)
+    assert outcome == (None, "out of memory")
+
+
+@pytest.mark.parametrize(
+    ("code", "said", "why"),
+    [
+        (-9, "", "out of memory (ended by SIGKILL by the system)"),
+        (-11, "", "ended by SIGSEGV"),
+        (1, "Traceback\n  …\nValueError: size must be …\n", "ValueError: size must be …"),
+        (3, "", "exit code 3"),
+    ],
+)
+def test_a_child_that_fails_says_how(code, said, why, monkeypatch):
+    ended = subprocess.CompletedProcess([], code, stdout="", stderr=said)
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: ended)
+    assert measure.try_peak_mb("a:function") == (None, why)
+    with pytest.raises(RuntimeError, match=f"a:function: {re.escape(why)}"):
+        measure.peak_mb("a:function")
+
+
+# The command
+
+
+@pytest.fixture
+def imagined(monkeypatch):
+    """Peaks by a formula, in place of processes; returns the cases that were asked for."""
+    asked = []
+
+    def peak(function, *where, limit_mb=None):
+        asked.append((function, *where))
+        if function == "harness:prepare_training":
+            return measure.Outcome(10.0 if where[3] == "published" else 5.0, "")
+        _, provider, _, _, batch, crop = where
+        if crop >= 2000:
+            return measure.Outcome(None, "out of memory")
+        # Not of the fitted form: the answer must be corrected by measuring.
+        mb = 300 + batch * (crop / 16) ** 2.2 * (1.0 if provider == "published" else 0.3)
+        return measure.Outcome(mb, "")
+
+    place = measure.Outcome({"module": "backbone", "operator": "aten::mm", "phase": "backward", "mb": 1.0}, "")
+    monkeypatch.setattr(measure, "try_peak_mb", peak)
+    monkeypatch.setattr(measure, "in_process", lambda *where, limit_mb=None: place)
+    return asked
+
+
+def run(capsys, *options):
+    assert main(["memory", *options]) == 0
+    return capsys.readouterr().out
+
+
+def test_what_fits_is_measured_until_it_does(imagined, capsys):
+    pytest.importorskip("timm")
+    found = json.loads(run(capsys, "--crops", "448,640,768", "--budget", "24GB", "--json"))
+    assert (found["batch"], found["classes"], found["budget_mb"]) == (4, 80, 24000)
+    assert {row["operator"] for row in found["operators"]} >= {"refine_cam_labels", "patch_token_contrast"}
+    answers = {(row["provider"], row["wanted"], row["crop"], row["batch"]): row for row in found["largest"]}
+    by_crop = {row["provider"]: row for row in found["largest"] if row["wanted"] == "crop"}
+    for provider, factor in (("published", 1.0), ("toco_kernels", 0.3)):
+        crop = by_crop[provider]["crop"]
+        assert by_crop[provider]["how"] == "measured"
+        assert 300 + 4 * (crop / 16) ** 2.2 * factor == pytest.approx(by_crop[provider]["mb"], rel=1e-3)
+        assert by_crop[provider]["mb"] <= 24000 < 300 + 4 * (crop / 16 + 2) ** 2.2 * factor
+    assert len(answers) == 2 * (1 + 3)
+    assert {row["how"] for row in found["largest"]} == {"measured", "predicted"}
+
+
+def test_the_table_says_what_ran_out(imagined, capsys, tmp_path):
+    pytest.importorskip("timm")
+    pytest.importorskip("matplotlib")
+    text = run(capsys, "--crops", "448,2000", "--budget", "100GB", "--no-check", "--plot", str(tmp_path / "m.png"))
+    assert "step                      2000  4      out of memory" in text
+    assert "the peak of published at 448 pixels is in aten::mm in backbone, backward" in text
+    assert "predicted" in text
+    assert (tmp_path / "m.png").stat().st_size > 10_000
+
+
+def test_a_step_is_measured_in_a_process_of_its_own():
+    """Ours of a tiny network: parameters, gradients and both moments of AdamW at least."""
+    pytest.importorskip("timm")
+    benchmarks.make_importable()
+    peak = measure.peak_mb("whole_step:prepare", "toco", "toco_kernels", "deit_tiny_patch16_224", 3, 1, 112)
+    assert 4 * 4 * 5.7 < peak < 1500
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        (["--crops", "450"], "must be different multiples of 16 from 112 on, as 448,640, got '450'"),
+        (["--crops", "80"], "must be different multiples"),
+        (["--budget", "24"], "must be a size as 24GB, 24GiB or 800MB, got '24'"),
+        (["--batch", "0"], "must be an integer of at least 1"),
+    ],
+)
+def test_bad_options_are_refused(option, message, capsys):
+    with pytest.raises(SystemExit):
+        main(["memory", *option])
+    assert message in capsys.readouterr().err
+
+
+def test_sizes():
+    assert [command.megabytes(text) for text in ("24GB", "800mb", "1.5 GiB")] == [24000, 800, 1610.612736]

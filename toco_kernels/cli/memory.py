@@ -1,0 +1,115 @@
+"""`python -m toco_kernels memory`: what a training step takes, published and fused, and what fits your GPU."""
+
+import argparse
+import json
+import re
+from pathlib import Path
+
+from . import failing, format_table, import_extra, positive_int
+
+NAMES = {"published": "published", "toco_kernels": "fused"}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments. The defaults are COCO's sizes."""
+    parser.description += (
+        " Each case runs in a process of its own; one that runs out of memory is a result. On a GPU the allocator's "
+        "peaks are measured, on a CPU those of the resident size, where full sizes take long: try "
+        "--backbone deit_tiny_patch16_224 --crops 224,448 --batch 1."
+    )
+    parser.add_argument("--method", default="toco", choices=["toco"], help="whose step (default: toco)")
+    parser.add_argument(
+        "--crops",
+        type=crops,
+        default="448,640,768,1024",
+        metavar="N,…",
+        help="sides of images in pixels, multiples of 16 from 112 on (default: 448,640,768,1024)",
+    )
+    parser.add_argument("--batch", type=positive_int, default=4, metavar="N", help="images of a step (default: 4)")
+    parser.add_argument("--classes", type=positive_int, default=80, metavar="N", help="without background (default: 80)")
+    parser.add_argument("--backbone", default="deit_base_patch16_224", metavar="NAME", help="one of timm's ViTs")
+    parser.add_argument(
+        "--budget", type=megabytes, metavar="SIZE", help="find the largest crop and batch for this much, as 24GB"
+    )
+    parser.add_argument("--no-check", action="store_true", help="do not measure what is predicted to fit the budget")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the peaks; needs matplotlib")
+
+
+def crops(text: str) -> list[int]:
+    """An argparse type: sides of images, in ascending order."""
+    found = sorted({int(part) for part in text.split(",") if part.isdigit()})
+    if not found or len(found) != len(text.split(",")) or any(crop % 16 or crop < 112 for crop in found):
+        raise argparse.ArgumentTypeError(f"must be different multiples of 16 from 112 on, as 448,640, got {text!r}")
+    return found
+
+
+def megabytes(text: str) -> float:
+    """An argparse type: MB of a size in MB or GB (powers of 1000), or in MiB or GiB (of 1024)."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([MG])(i?)B", text, re.IGNORECASE)
+    if not match or float(match[1]) == 0:
+        raise argparse.ArgumentTypeError(f"must be a size as 24GB, 24GiB or 800MB, got {text!r}")
+    unit = 1024 if match[3] else 1000
+    return float(match[1]) * unit ** (3 if match[2].upper() == "G" else 2) / 1e6
+
+
+def run(args: argparse.Namespace) -> int:
+    """Measure, and print a table."""
+    import_extra("pytest", "bench")
+    import_extra("timm", "train")
+    pyplot = import_extra("matplotlib", "plot") if args.plot else None
+    from ..memory.measured import Plan, measured
+
+    plan = Plan(args.method, args.crops, args.batch, args.classes, args.backbone, args.budget, not args.no_check)
+    with failing():
+        found = measured(plan)
+    print(json.dumps(found, indent=2) if args.json else as_text(found))
+    if pyplot:
+        from ..memory.plot import draw
+
+        draw(found, args.plot)
+    return 0
+
+
+def as_text(found: dict) -> str:
+    """The report for people."""
+    sizes = f"{found['batch']} images, {found['classes']} classes, {found['backbone']}"
+    parts = [f"peak memory of {found['method']} on {found['device']}, MB: {sizes}", "", _table(found)]
+    for place in found["places"]:
+        if place["failure"]:
+            parts.append(f"where the peak of {NAMES[place['provider']]} is: {place['failure']}")
+        else:
+            where = f"{place['operator']} in {place['module'] or 'the step itself'}, {place['phase']}"
+            parts.append(f"the peak of {NAMES[place['provider']]} at {place['crop']} pixels is in {where}")
+    if "largest" in found:
+        parts += ["", f"what fits {found['budget_mb']:g} MB", _largest(found["largest"])]
+    return "\n".join(parts)
+
+
+def _table(found: dict) -> str:
+    rows = [("what", "crop", "batch", "published", "fused", "ratio")]
+    cells: dict[tuple, dict] = {}
+    for row in (*found["operators"], *found["steps"]):
+        cells.setdefault((row["operator"], row["crop"], row["batch"]), {})[row["provider"]] = row
+    for (what, crop, batch), row in cells.items():
+        published, fused = (row.get(provider) for provider in NAMES)
+        both = published and fused and published["mb"] and fused["mb"]
+        ratio = f"{published['mb'] / fused['mb']:.2f}" if both else ""
+        rows.append((what, str(crop), str(batch), *map(_peak, (published, fused)), ratio))
+    return format_table(rows)
+
+
+def _peak(row: dict | None) -> str:
+    if row is None:
+        return ""
+    return row["failure"] or f"{row['mb']:.0f}"
+
+
+def _largest(rows: list[dict]) -> str:
+    table = [("wanted", "given", "", "peak, MB", "")]
+    for row in rows:
+        given = f"batch {row['batch']}" if row["wanted"] == "crop" else f"crop {row['crop']}"
+        answer = f"{NAMES[row['provider']]}: {row[row['wanted']] or 'none'}"
+        mb = "" if row["mb"] is None else f"{row['mb']:.0f}"
+        table.append((f"largest {row['wanted']}", given, answer, mb, row["how"]))
+    return format_table(table)

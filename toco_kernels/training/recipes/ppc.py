@@ -1,0 +1,149 @@
+"""PPC: `toco_kernels.methods.PPC` and how it is trained, on VOC on SEAM or EPS, and from nothing on the shapes."""
+
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from typing import ClassVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from ...methods import (
+    PPC,
+    PPC_EPS,
+    PPC_SEAM,
+    Optimisation,
+    PPCConfig,
+    PPCOutput,
+    learning_rate_factor,
+    parameter_groups,
+)
+from ...methods.ppc.config import CONTRAST
+from ...methods.ppc.feature_maps import STRIDE
+from ...methods.ppc.published import published_step
+from ..scaled_view import ScaledCrop, ScaledView
+from . import Recipe as Base
+
+# Not among the method's own settings: they have names that all methods share.
+_ELSEWHERE = ("num_classes", "background", "crop_size", "batch_size", "optimisation", "cam_scales")
+
+
+def _preset(config: PPCConfig, **others) -> dict:
+    optimisation = asdict(config.optimisation)
+    return {
+        "backbone": "resnet50.tv_in1k",
+        "backbone_options": {},
+        "pretrained": True,
+        "freeze_norms": True,
+        "freeze_stem": True,
+        "checkpointing": False,
+        "steps": optimisation.pop("steps"),
+        "lr": optimisation.pop("lr"),
+        "optimisation": optimisation,
+        "batch_size": config.batch_size,
+        "background": config.background,
+        "augmentation": asdict(ScaledCrop(config.crop_size)),
+        "cam_scales": config.cam_scales,
+        "config": {key: value for key, value in asdict(config).items() if key not in _ELSEWHERE},
+    } | others
+
+
+class Recipe(Base):
+    """PPC. `voc` is on SEAM, `voc-eps` on EPS, whose saliency maps are in ROOT/SALImages."""
+
+    presets: ClassVar = {
+        "voc": _preset(PPC_SEAM),
+        "voc-eps": _preset(PPC_EPS),
+        "shapes": _preset(
+            replace(
+                PPC_SEAM,
+                second_size=64,
+                projection=32,
+                correlation=(16, 16, 32),
+                dropout=0.0,
+                contrast_from=30,
+                background=0.5,
+                cam_scales=(1.0,),
+                optimiser="adamw",
+                optimisation=Optimisation(
+                    80,
+                    lr=2e-3,
+                    head_factor=1.0,
+                    weight_decay=0.05,
+                    warmup_steps=20,
+                    warmup_ratio=0.01,
+                    restart_after_warmup=False,
+                ),
+            ),
+            backbone="resnet10t",
+            backbone_options={"channels": [16, 32, 64, 96], "stem_width": 8},
+            pretrained=False,
+            freeze_norms=False,
+            freeze_stem=False,
+            batch_size=16,
+            augmentation={"size": 96, "long_side": [96, 125], "jitter": [0.2, 0.2, 0.1, 0.0]},
+        ),
+    }
+
+    @property
+    def saliency(self) -> bool:
+        """Where a loss explains saliency maps, as on EPS."""
+        return self.config().weights.get("saliency", 0) != 0
+
+    @property
+    def unused_parameters(self) -> bool:
+        """Where the projections are not contrasted, at first or at all."""
+        config = self.config()
+        return config.contrast_from > 0 or all(config.weights.get(name, 0) == 0 for name in CONTRAST)
+
+    def config(self) -> PPCConfig:
+        """The method's configuration."""
+        settings = self.settings
+        optimisation = {**settings["optimisation"], "betas": tuple(settings["optimisation"]["betas"])}
+        return PPCConfig(
+            **{name: tuple(value) if isinstance(value, list) else value for name, value in settings["config"].items()},
+            num_classes=len(self.classes),
+            background=settings["background"],
+            crop_size=settings["augmentation"]["size"],
+            batch_size=settings["batch_size"],
+            cam_scales=tuple(settings["cam_scales"]),
+            optimisation=Optimisation(settings["steps"], settings["lr"], **optimisation),
+        )
+
+    def build(self, process_group: dist.ProcessGroup | None = None) -> nn.Module:
+        """The module."""
+        names = ("pretrained", "freeze_norms", "freeze_stem", "checkpointing", "backbone_options")
+        options = {name: self.settings[name] for name in names}
+        return PPC(self.settings["backbone"], config=self.config(), process_group=process_group, **options)
+
+    def views(self) -> Callable[..., dict]:
+        """The published view, and the random numbers that choose pixels for the contrast."""
+        config = self.config()
+        grid = -(-config.second_size // STRIDE)
+        return ScaledView(ScaledCrop(**self.settings["augmentation"]), config.mean, config.std, grid)
+
+    def published_step(self, module: nn.Module, batch: dict, step: int) -> PPCOutput:
+        """The published sequence of operations."""
+        return published_step(
+            module, batch["images"], batch["image_labels"], views=batch["views"], boxes=batch["boxes"], step=step
+        )
+
+    def certified_from(self) -> int:
+        """The first step with contrast."""
+        return self.config().contrast_from
+
+    def optimizer(self, module: nn.Module) -> torch.optim.Optimizer:
+        """SGD without momentum, as published, or AdamW."""
+        config = self.config()
+        groups = parameter_groups(module, config.optimisation)
+        if config.optimiser == "adamw":
+            return torch.optim.AdamW(groups, betas=config.optimisation.betas)
+        return torch.optim.SGD(groups, lr=config.optimisation.lr)
+
+    def lr_factor(self, step: int) -> float:
+        """The published schedule."""
+        return learning_rate_factor(step, self.config().optimisation)
+
+    def cams(self, module: nn.Module, images: Tensor, image_labels: Tensor) -> dict[str, Tensor]:
+        """CAMs at the scales of the settings."""
+        return {"cam": module.cams(images, image_labels, scales=tuple(self.settings["cam_scales"]))}
