@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from .._library import accumulate_dtype, define, register_triton
+from .._library import accumulate_dtype, define
 from ..common.checks import check_constant, check_floating, check_same_device, check_tensor
 from ..common.errors import bad_value, integer, number
 from . import reference
@@ -23,7 +23,6 @@ _operator = define(
     reference=_walk,
     fake=lambda edges, cams, *_: cams.new_empty(cams.shape, dtype=accumulate_dtype(cams.dtype)),
 )
-register_triton("random_walk")
 
 
 def random_walk(
