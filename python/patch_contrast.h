@@ -6,22 +6,13 @@
 
 #include "common.h"
 #include "patch_contrast/patch_contrast.h"
+#include "tokens.h"
 
 namespace toco {
 
 inline PatchShape patch_shape(const Tensor& tokens) {
   STD_TORCH_CHECK(tokens.dim() == 3, "tokens must have 3 dimensions");
   return {tokens.size(0), tokens.size(1), tokens.size(2)};
-}
-
-// As they are, if a token's channels lie together.
-inline Tensor token_rows(const Tensor& tokens) {
-  return tokens.size(2) > 1 && tokens.stride(2) != 1 ? torch::stable::contiguous(tokens) : tokens;
-}
-
-template <typename T>
-Tokens<T> tokens_of(const Tensor& rows) {
-  return {data<T>(rows), rows.stride(0), rows.stride(1)};
 }
 
 // launch(tokens, labels, pairs, loss, grad_tokens, shape)

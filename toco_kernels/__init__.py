@@ -43,6 +43,7 @@ ROOMS = {  # one folder per operator, and what it adds to the public API
         "dense_energy",
         "dense_energy_from_logits",
     ),
+    "pair_contrast": ("affinity_loss", "contrast"),
     "patch_contrast": (
         "PatchContrastiveErrorLoss",
         "PatchTokenContrastLoss",
@@ -94,6 +95,8 @@ if TYPE_CHECKING:
     from .dense_energy import dense_crf as dense_crf
     from .dense_energy import dense_energy as dense_energy
     from .dense_energy import dense_energy_from_logits as dense_energy_from_logits
+    from .pair_contrast import affinity_loss as affinity_loss
+    from .pair_contrast import contrast as contrast
     from .patch_contrast import PatchContrastiveErrorLoss as PatchContrastiveErrorLoss
     from .patch_contrast import PatchTokenContrastLoss as PatchTokenContrastLoss
     from .patch_contrast import patch_contrastive_error as patch_contrastive_error

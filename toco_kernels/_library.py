@@ -171,34 +171,41 @@ def refuse_forward_ad(who: str, *tensors: Tensor | None) -> None:
         raise RuntimeError(f"toco_kernels: {who} no forward-mode derivative; use backward()")
 
 
-def define_loss(schema: str, *, room: str, reference: Callable) -> Callable[..., Tensor]:
+def define_loss(schema: str, *, room: str, reference: Callable, inputs: int = 1) -> Callable[..., Tensor]:
     """Define a loss operator `op(x, …, bool with_grad) -> (Tensor loss, Tensor grad)`; return it as `loss(x, …)`.
 
     The loss is a scalar, differentiable in its first argument alone. Its gradient is computed beside it, in one pass,
     and the backward only scales it. It is kept in float32 for half-precision inputs until that scale is known: a
     float16 gradient computed before loss scaling could underflow. `reference(x, …)` returns the loss; where no kernel
     is registered, it computes in float32 for half-precision inputs too, and its gradient comes from autograd.
+
+    With `inputs=2` it is differentiable in its first two arguments, computes the gradients that are asked for, and is
+    `op(x, y, …, bool with_grad_x, bool with_grad_y) -> (Tensor loss, Tensor grad_x, Tensor grad_y)`.
     """
 
-    def loss_and_grad(x: Tensor, *args):
-        *args, with_grad = args
-        dtype = accumulate_dtype(x.dtype)
-        x, *args = (a.to(dtype) if isinstance(a, Tensor) and a.is_floating_point() else a for a in (x, *args))
-        if not with_grad:
-            return reference(x, *args), x.new_empty(0)
-        return differentiate(lambda x: reference(x, *args), x)
+    def loss_and_grads(*args):
+        args, wanted = args[:-inputs], args[-inputs:]
+        dtype = accumulate_dtype(args[0].dtype)
+        args = [a.to(dtype) if isinstance(a, Tensor) and a.is_floating_point() else a for a in args]
+        value, grads = None, [x.new_empty(0) for x in args[:inputs]]
+        for i in range(inputs):
+            if wanted[i]:
+                value, grads[i] = differentiate(lambda x, i=i: reference(*args[:i], x, *args[i + 1 :]), args[i])
+        return reference(*args) if value is None else value, *grads
 
-    def fake(x: Tensor, *args):
-        dtype = accumulate_dtype(x.dtype)
-        return x.new_empty((), dtype=dtype), x.new_empty(x.shape if args[-1] else 0, dtype=dtype)
+    def fake(*args):
+        dtype, wanted = accumulate_dtype(args[0].dtype), args[-inputs:]
+        grads = [x.new_empty(x.shape if w else 0, dtype=dtype) for x, w in zip(args, wanted, strict=False)]
+        return args[0].new_empty((), dtype=dtype), *grads
 
-    overload = define(schema, room=room, reference=loss_and_grad, fake=fake)
+    overload = define(schema, room=room, reference=loss_and_grads, fake=fake)
 
-    def loss(x: Tensor, *args) -> Tensor:
-        refuse_forward_ad("losses have", x)
-        if x.requires_grad and torch.is_grad_enabled():
-            return _Loss.apply(overload, x, *args)
-        return overload(x, *args, False)[0]
+    def loss(*args) -> Tensor:
+        refuse_forward_ad("losses have", *args[:inputs])
+        wanted = tuple(x.requires_grad and torch.is_grad_enabled() for x in args[:inputs])
+        if not any(wanted):
+            return overload(*args, *wanted)[0]
+        return _Loss.apply(overload, *args) if inputs == 1 else _LossOfTwo.apply(overload, wanted, *args)
 
     return loss
 
@@ -232,13 +239,42 @@ class _Loss(torch.autograd.Function):
             _, grad = ctx.overload(x, *ctx.args, True)
         if _is_batched(grad_loss):  # is_grads_batched=True: the result does not fit into the memory of one gradient
             ctx.grad = grad
-            grad = grad * grad_loss
-        else:
-            grad = grad.mul_(grad_loss)
-        grad = grad.to(x.dtype)
-        if torch.is_grad_enabled():  # create_graph=True
-            grad = no_second_derivative("losses have", grad, x)
-        return None, grad, *[None] * len(ctx.args)
+        return None, _scaled(grad, grad_loss, x), *[None] * len(ctx.args)
+
+
+class _LossOfTwo(torch.autograd.Function):
+    """The same for a loss operator with two gradients, of which those that are `wanted` are computed."""
+
+    @staticmethod
+    def forward(ctx, overload, wanted: tuple[bool, bool], x: Tensor, y: Tensor, *args) -> Tensor:
+        loss, *grads = overload(x, y, *args, *wanted)
+        ctx.save_for_backward(x, y)
+        ctx.overload, ctx.wanted, ctx.args, ctx.grads = overload, wanted, args, grads
+        if not torch.compiler.is_compiling():
+            ctx.versions = _versions(args)
+        return loss
+
+    @staticmethod
+    def backward(ctx, grad_loss: Tensor):
+        x, y = ctx.saved_tensors
+        grads, ctx.grads = ctx.grads, None
+        if grads is None:
+            _check_unchanged(ctx)
+            _, *grads = ctx.overload(x, y, *ctx.args, *ctx.wanted)
+        if _is_batched(grad_loss):
+            ctx.grads = grads
+        grad_x = _scaled(grads[0], grad_loss, x) if ctx.wanted[0] else None
+        grad_y = _scaled(grads[1], grad_loss, y) if ctx.wanted[1] else None
+        return None, None, grad_x, grad_y, *[None] * len(ctx.args)
+
+
+def _scaled(grad: Tensor, grad_loss: Tensor, x: Tensor) -> Tensor:
+    """The gradient in `x` times the one that arrives at the loss, in the memory of `grad` unless that is several."""
+    grad = grad * grad_loss if _is_batched(grad_loss) else grad.mul_(grad_loss)
+    grad = grad.to(x.dtype)
+    if torch.is_grad_enabled():  # create_graph=True
+        grad = no_second_derivative("losses have", grad, x)
+    return grad
 
 
 def _is_batched(tensor: Tensor) -> bool:
@@ -253,7 +289,7 @@ def _versions(args: tuple) -> list[int | None]:
 
 def _check_unchanged(ctx) -> None:
     """The operator can run on its arguments again only if they are what they were. Autograd itself watches `x`."""
-    declared = ctx.overload._schema.arguments[1:-1]
+    declared = ctx.overload._schema.arguments[len(ctx.saved_tensors) :][: len(ctx.args)]
     for argument, before, now in zip(declared, ctx.versions, _versions(ctx.args), strict=True):
         if before != now:
             raise RuntimeError(

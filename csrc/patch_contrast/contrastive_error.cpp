@@ -205,7 +205,7 @@ void patch_contrastive_error_cpu(Tokens<T> tokens, const Accumulate<T>* scores, 
   parallel.loop(s.batch * s.patches, grain_for(s.width), [&](int64_t begin, int64_t end, int) {
     best_isa([&]() TOCO_INLINE {
       for (int64_t i = begin; i < end; ++i)
-        if (used[i]) lengths[i] = length_of(tokens.at(i / s.patches, i % s.patches), s.width);
+        if (used[i]) lengths[i] = length_of(tokens.at(i / s.patches, i % s.patches), s.width, kShortest);
     });
   });
   if (grad_tokens) prefer_huge_pages(grad_tokens, s.batch * s.patches * s.width * int64_t(sizeof(A)));

@@ -3,7 +3,8 @@
 #include <vector>
 
 #include "common/buffer.h"
-#include "patch_contrast/unit_rows.h"
+#include "common/unit_rows.h"
+#include "patch_contrast/patch_contrast.h"
 
 namespace toco {
 

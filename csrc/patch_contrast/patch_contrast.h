@@ -5,20 +5,12 @@
 #include "common/flags.h"
 #include "common/half.h"
 #include "common/parallel.h"
+#include "common/tokens.h"
 
 namespace toco {
 
 struct PatchShape {
   int64_t batch, patches, width;
-};
-
-// Tokens of any layout whose channels lie together: token n of image b starts at tokens + b * image + n * patch.
-template <typename T>
-struct Tokens {
-  const T* data;  // (B, N, D)
-  int64_t image, patch;
-
-  const T* at(int64_t b, int64_t n) const { return data + b * image + n * patch; }
 };
 
 constexpr double kShortest = 1e-8;  // a norm below this counts as this

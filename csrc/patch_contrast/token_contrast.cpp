@@ -86,7 +86,7 @@ void pack_tokens(Tokens<T> tokens, int64_t b, ContrastImage<A>& image, int64_t p
   best_isa([&]() TOCO_INLINE {
     for (int i = 0; i < count; ++i) {
       sources[i] = tokens.at(b, image.order[begin + i]);
-      image.lengths[begin + i] = length_of(sources[i], s.width);
+      image.lengths[begin + i] = length_of(sources[i], s.width, kShortest);
       scales[i] = image.lengths[begin + i].inverse;
       if (image.panels) units[i] = converted(sources[i], s.width, rows + i * s.width);
     }

@@ -4,7 +4,8 @@
 
 #include "common/bf16_dots.h"
 #include "common/buffer.h"
-#include "patch_contrast/unit_rows.h"
+#include "common/unit_rows.h"
+#include "patch_contrast/patch_contrast.h"
 
 namespace toco {
 

@@ -15,6 +15,7 @@ from .cam import (
 from .cam_training import CROP_UNCERTAIN, SEGMENTATION_LOSS, crop_inputs
 from .class_contrast import CLASS_CONTRAST, class_contrast_inputs
 from .dense_energy import DENSE_ENERGY, crf_inputs, energy_inputs, filter_inputs, logit_inputs
+from .pair_contrast import AFFINITY_LOSS, CONTRAST, affinity_inputs, pair_inputs
 from .patch_contrast import PATCH_CONTRASTIVE_ERROR, PATCH_TOKEN_CONTRAST, error_inputs, token_inputs
 from .pixel_correlation import PIXEL_CORRELATION, correlation_inputs
 from .prototype_contrast import (
@@ -29,6 +30,7 @@ from .room import Room, needs_kernel
 from .topk_pool import LINEAR_TOPK_POOL, TOPK_POOL, linear_inputs, own_counts, pool_inputs
 
 ROOMS = [
+    AFFINITY_LOSS,
     AFFINITY_REFINE,
     COMPONENT_BOXES,
     PROPAGATE_ATTENTION,
@@ -36,6 +38,7 @@ ROOMS = [
     CAM_TO_LABEL,
     CAM_TO_ROI,
     CLASS_CONTRAST,
+    CONTRAST,
     CROP_UNCERTAIN,
     ESTIMATE_PROTOTYPES,
     LINEAR_TOPK_POOL,
@@ -54,11 +57,13 @@ ROOMS = [
 ]
 
 __all__ = [
+    "AFFINITY_LOSS",
     "AFFINITY_REFINE",
     "BOXES",
     "CAM_TO_LABEL",
     "CAM_TO_ROI",
     "CLASS_CONTRAST",
+    "CONTRAST",
     "CROP_UNCERTAIN",
     "DENSE_ENERGY",
     "ESTIMATE_PROTOTYPES",
@@ -76,6 +81,7 @@ __all__ = [
     "SEGMENTATION_LOSS",
     "TOPK_POOL",
     "Room",
+    "affinity_inputs",
     "cam_inputs",
     "class_contrast_inputs",
     "contrast_inputs",
@@ -91,6 +97,7 @@ __all__ = [
     "map_inputs",
     "needs_kernel",
     "own_counts",
+    "pair_inputs",
     "pool_inputs",
     "prototype_inputs",
     "refine_inputs",

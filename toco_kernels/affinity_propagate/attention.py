@@ -36,7 +36,7 @@ def propagate_attention(
     """Class maps, spread along a transformer's attention: each patch gets the scores of those that it attends to.
 
         A[i, j] = mean over heads of softmax_j(<queries[i], keys[j]> / √D)
-        T       = A;  with sinkhorn: (S + Sᵀ) / 2, where S is A after as many rounds of: columns to a sum of 1, then rows
+        T       = A;  with sinkhorn: (S + Sᵀ) / 2, where S is A after that many rounds of: columns, then rows, to a sum of 1
         out[c]  = T^steps · (box_mask[c] * cams[c])
 
     It is computed as T (T x), by attention whose values are the maps; Sinkhorn's S is diag(r) A diag(c), and each round
@@ -45,14 +45,14 @@ def propagate_attention(
         MCTformer   keys with the class tokens; heads of all layers; steps=1
         CLIP-ES, WeCLIP, ExCEL   heads of the last layers; keys with the class token; steps=2, sinkhorn=3, box_mask
 
-    Attention of several layers is averaged by giving their heads together: as heads, 12 of each of 8 layers are 96. Time
+    Attention of several layers is averaged by giving their heads together: 12 heads of each of 8 layers are 96. Time
     grows with heads · steps · N²: a matrix that was averaged once can be cheaper to multiply with, where there is room
     for it.
 
     Args:
         cams: (B, C, H, W) or (B, C, N) scores of the patches: float32, float64, float16 or bfloat16.
-        queries: (B, heads, N, D), or (B, N, D) for one head, any strides. Under autocast they, the keys and the maps are
-            cast as the inputs of a matrix product are.
+        queries: (B, heads, N, D), or (B, N, D) for one head, any strides. Under autocast they, the keys and the maps
+            are cast as the inputs of a matrix product are.
         keys: (B, heads, K, D) or (B, K, D), K >= N. The last N are the patches. Others, such as class tokens, take
             their share of the attention, and have no scores to give: rows of A sum to less than 1.
         steps: the power, >= 0.

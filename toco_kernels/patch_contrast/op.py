@@ -5,8 +5,9 @@ import torch.distributed as dist
 from torch import Tensor
 
 from .._library import accumulate_dtype, define_loss, register_triton
-from ..common.checks import check_floating, check_same_device, check_tensor, in_autocast_dtype
+from ..common.checks import check_floating, check_same_device, check_tensor
 from ..common.errors import bad_type, bad_value, integer, number
+from ..common.tokens import checked_labels, checked_tokens, tokens_first
 from . import reference
 
 _contrast = define_loss(
@@ -63,14 +64,8 @@ def patch_token_contrast(
 
     Source: ToCo (Ru et al., CVPR 2023), patch token contrast; `get_masked_ptc_loss`, `label_to_aff_mask` in its code.
     """
-    tokens = _tokens(tokens)
-    check_tensor(labels, "labels", (2, 3), "(B, N) or (B, H, W)")
-    if labels.is_floating_point() or labels.is_complex():
-        raise bad_type("labels", "be integers", labels.dtype)
-    check_same_device(labels, "labels", tokens, "tokens")
-    shape, labels = tuple(labels.shape), labels.flatten(1).long()
-    if labels.shape != tokens.shape[:2]:
-        raise bad_value("labels", f"have a label per patch, (B, N) = {tuple(tokens.shape[:2])}", f"shape {shape}")
+    tokens = checked_tokens(tokens, "tokens")
+    labels = checked_labels(labels, tokens, "tokens")
     ignore_index = integer(ignore_index, "ignore_index", least=-(2**63))
     if process_group is None:
         return _contrast(tokens, labels, None, ignore_index)
@@ -124,11 +119,11 @@ def patch_contrastive_error(
     Source: TKP-PCL (top-K pooling with patch contrastive learning), patch contrastive error; its authors have published
     no code, and the linear form is the most defensible reading of the text.
     """
-    tokens = _tokens(tokens)
+    tokens = checked_tokens(tokens, "tokens")
     check_tensor(scores, "scores", (3, 4), "(B, N, C) or (B, C, H, W)")
     check_floating(scores, "scores")
     check_same_device(scores, "scores", tokens, "tokens")
-    shape, scores = tuple(scores.shape), _patches_first(scores.detach())
+    shape, scores = tuple(scores.shape), tokens_first(scores.detach())
     if scores.shape[:2] != tokens.shape[:2]:
         raise bad_value("scores", f"have a row per patch, (B, N) = {tuple(tokens.shape[:2])}", f"shape {shape}")
     check_tensor(image_labels, "image_labels", 2, "(B, C - 1) or (B, C)")
@@ -148,18 +143,6 @@ def patch_contrastive_error(
     if classes.shape[1] < count:
         classes = torch.cat([classes.new_full((batch, 1), bool(background)), classes], dim=1)
     return _error(tokens, scores.to(accumulate_dtype(tokens.dtype)), classes, threshold, form)
-
-
-def _tokens(tokens: Tensor) -> Tensor:  # (B, N, D)
-    """The checked tokens, in the dtype that autocast wants, patch by patch; a view where strides allow it."""
-    check_tensor(tokens, "tokens", (3, 4), "(B, N, D) or (B, D, H, W)")
-    check_floating(tokens, "tokens")
-    return _patches_first(in_autocast_dtype(tokens))
-
-
-def _patches_first(x: Tensor) -> Tensor:
-    """(B, D, H, W) -> (B, H * W, D); (B, N, D) stays."""
-    return x if x.ndim == 3 else x.flatten(2).mT
 
 
 def count_pairs(

@@ -9,7 +9,8 @@ the two means, the weights of a pair of patches, whatever its classes, are produ
 import triton
 import triton.language as tl
 
-from .triton_rows import dot_exact, load_rows
+from ..common.triton_rows import load_rows
+from .triton_rows import dot_exact
 
 LEAST = tl.constexpr(1e-6)  # of what a logarithm is taken of
 

@@ -8,6 +8,7 @@ import torch
 import triton
 from torch import Tensor
 
+from ..common.triton_rows import ALIGN, ROWS, rows_kernel, sum_kernel
 from .triton_classes import (
     class_sums_kernel,
     class_weights_kernel,
@@ -16,7 +17,7 @@ from .triton_classes import (
     log_kernel,
     sides_kernel,
 )
-from .triton_rows import ALIGN, BLOCK_LABELS, BLOCK_RANK, ROWS, project_kernel, rank_kernel, rows_kernel, sum_kernel
+from .triton_rows import BLOCK_LABELS, BLOCK_RANK, project_kernel, rank_kernel
 from .triton_tiles import patch_token_contrast_backward_kernel, patch_token_contrast_kernel, weights_kernel
 
 # By the size of an element. One set for every GPU: a block has at most 99 KB of shared memory on 8.6, 8.9 and 12.x
@@ -278,5 +279,6 @@ def _rows(tokens: Tensor, order: Tensor, dtype: torch.dtype, new) -> tuple[Tenso
         pitch,
         BLOCK_N=ROWS,
         BLOCK_D=min(1024, triton.next_power_of_2(pitch)),
+        SHORTEST=1e-8,
     )
     return rows, units, inverses

@@ -9,8 +9,6 @@ import triton.language as tl
 
 BLOCK_RANK = 64  # patches ranked by one program
 BLOCK_LABELS = 64  # labels that it compares with at a time
-ROWS = 4  # tokens that one program normalises
-ALIGN = 128  # rows are padded to this many patches, and to this many channels: no block needs a mask
 
 
 @triton.jit
@@ -34,12 +32,6 @@ def dot_exact(
         return tl.dot(a, high, acc, input_precision="tf32")
     else:
         return tl.dot(a, b, acc, input_precision=PRECISION)
-
-
-@triton.jit
-def load_rows(rows, first, pitch, d, BLOCK: tl.constexpr):
-    """Channels `d` of adjacent rows."""
-    return tl.load(rows + first * pitch + (tl.arange(0, BLOCK)[:, None] * pitch + d[None, :]))
 
 
 @triton.jit(do_not_specialize=["patches", "label_stride_b", "label_stride_n", "ignore_index"])
@@ -89,68 +81,6 @@ def rank_kernel(
 
 
 @triton.jit(do_not_specialize=["patches", "channels"])
-def rows_kernel(
-    tokens,  # (B, N, D)
-    stride_b,
-    stride_n,
-    stride_d,
-    order,  # (B, N)
-    rows,  # (B, rows, pitch): float32 unit vectors; in half precision the tokens times a power of two, exactly
-    units,  # (B, rows): what makes them unit vectors, 1 for float32
-    inverses,  # (B, rows): 1 / max(|x|, 1e-8), and 0 for zero vectors, which have no direction and get no gradient
-    patches,
-    channels,
-    row_count,
-    pitch,
-    BLOCK_N: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-):
-    """Gather the tokens that take part and measure their lengths, whatever their magnitude.
-
-    Each row is multiplied by a power of two that brings its largest element near 1, since squares of 1e20 and 1e-30
-    are no numbers of float32; in float16 near the largest number, where no digit is lost. Sums are taken over the
-    copy: the tokens' strides decide which thread reads what, and would decide the order of summation.
-    """
-    image = tl.program_id(1).to(tl.int64)
-    n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
-    patch = tl.load(order + image * patches + n, mask=n < patches, other=-1)
-    tokens += image * stride_b
-    source = tl.maximum(patch, 0).to(tl.int64)[:, None] * stride_n
-    rows += image * row_count * pitch + n.to(tl.int64)[:, None] * pitch
-    largest = tl.zeros([BLOCK_N], tl.float32)
-    for first in range(0, pitch, BLOCK_D):
-        d = first + tl.arange(0, BLOCK_D)[None, :]
-        x = tl.load(tokens + source + d.to(tl.int64) * stride_d, mask=(patch >= 0)[:, None] & (d < channels), other=0)
-        tl.store(rows + d, x.to(rows.dtype.element_ty), mask=d < pitch)
-        largest = tl.maximum(largest, tl.max(tl.abs(x.to(tl.float32)), axis=1))
-    tl.debug_barrier()
-    exponent = largest.to(tl.int32, bitcast=True) >> 23
-    top: tl.constexpr = 15 if rows.dtype.element_ty == tl.float16 else 0
-    power = 254 + top - exponent
-    power = tl.where(exponent == 255, 127, tl.minimum(tl.maximum(power, 1), 254))
-    scale = (power << 23).to(tl.float32, bitcast=True)
-    squares = tl.zeros([BLOCK_N], tl.float32)
-    for first in range(0, pitch, BLOCK_D):
-        d = first + tl.arange(0, BLOCK_D)[None, :]
-        x = tl.load(rows + d, mask=d < pitch, other=0).to(tl.float32) * scale[:, None]
-        squares += tl.sum(x * x, axis=1)
-    tl.debug_barrier()
-    length, least = tl.sqrt_rn(squares), 1e-8 * scale
-    unit = tl.div_rn(1.0, tl.where(length < least, least, length))  # not a maximum: NaN stays
-    tl.store(inverses + image * row_count + n, tl.where(squares == 0, 0.0, unit * scale))
-    if rows.dtype.element_ty == tl.float32:
-        factor = unit[:, None]
-        tl.store(units + image * row_count + n, tl.full([BLOCK_N], 1.0, tl.float32))
-    else:
-        factor = tl.full([BLOCK_N, 1], 1.0, tl.float32)
-        tl.store(units + image * row_count + n, unit)
-    for first in range(0, pitch, BLOCK_D):
-        d = first + tl.arange(0, BLOCK_D)[None, :]
-        x = tl.load(rows + d, mask=d < pitch, other=0).to(tl.float32) * scale[:, None] * factor
-        tl.store(rows + d, x.to(rows.dtype.element_ty), mask=d < pitch)
-
-
-@triton.jit(do_not_specialize=["patches", "channels"])
 def project_kernel(
     rows,  # (B, rows, pitch)
     units,  # (B, rows)
@@ -191,19 +121,3 @@ def project_kernel(
         x = tl.load(rows + d, mask=inside, other=0).to(tl.float32) * unit[:, None]
         grad = tl.load(grads + d, mask=inside, other=0)
         tl.store(grads + d, (grad - radial[:, None] * x) * inverse[:, None], mask=inside)
-
-
-@triton.jit(do_not_specialize=["count", "constant"])
-def sum_kernel(
-    parts,  # (count) float32
-    total,  # () float32
-    count,
-    constant,
-    BLOCK: tl.constexpr,
-):
-    """constant + Σ parts, in float64."""
-    acc = tl.zeros([BLOCK], tl.float64)
-    for first in range(0, count, BLOCK):
-        i = first + tl.arange(0, BLOCK)
-        acc += tl.load(parts + i, mask=i < count, other=0).to(tl.float64)
-    tl.store(total, (constant + tl.sum(acc)).to(tl.float32))

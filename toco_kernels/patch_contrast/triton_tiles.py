@@ -7,7 +7,8 @@ and above the diagonal and keeps two bits for each pair (S > 0, S < 0); the grad
 import triton
 import triton.language as tl
 
-from .triton_rows import dot_exact, load_rows
+from ..common.triton_rows import load_rows
+from .triton_rows import dot_exact
 
 
 @triton.jit

@@ -2,14 +2,14 @@
 #pragma once
 #include <cmath>
 
+#include "common/half.h"
 #include "common/simd.h"
-#include "patch_contrast/patch_contrast.h"
 
 namespace toco {
 
-// What a token is multiplied by to have length 1. Below kShortest that no longer depends on the token (`clamped`), and
+// What a token is multiplied by to have length 1. Below `shortest` that no longer depends on the token (`clamped`), and
 // the result has another length, whose square is kept. For a token of length 0 it is 0: rounding errors must not be
-// multiplied by 1 / kShortest.
+// multiplied by 1 / shortest.
 template <typename A>
 struct Length {
   A inverse = 0, square = 0;
@@ -18,13 +18,13 @@ struct Length {
 
 // Squares are added in double: float tokens may be 1e20 long, or 1e-20.
 template <typename T, typename A = Accumulate<T>>
-TOCO_INLINE inline Length<A> length_of(const T* token, int64_t width) {
+TOCO_INLINE inline Length<A> length_of(const T* token, int64_t width, double shortest) {
   double square = 0;
 #pragma omp simd reduction(+ : square)
   for (int64_t d = 0; d < width; ++d) square += double(A(token[d])) * double(A(token[d]));
   const double length = std::sqrt(square);
   if (length == 0) return {};
-  if (length < kShortest) return {A(1 / kShortest), A(square / kShortest / kShortest), true};
+  if (length < shortest) return {A(1 / shortest), A(square / shortest / shortest), true};
   return {A(1 / length), 1, false};  // NaN comes here
 }
 
