@@ -14,16 +14,16 @@ struct AttentionShape {
 // Queries or keys of all images and heads, in any layout.
 template <typename T>
 struct Tokens {
-  const T* data;                         // (B, heads, N, D)
-  int64_t image, head, token, channel;   // strides
+  const T* data;                        // (B, heads, N, D)
+  int64_t image, head, token, channel;  // strides
 };
 
 template <typename T>
-void propagate_attention_cpu(const T* cams,             // (B, C, N)
-                             Tokens<T> queries,         // (B, heads, N, D)
-                             Tokens<T> keys,            // (B, heads, K, D)
-                             int64_t steps,             //
-                             int64_t sinkhorn,          // rounds of columns, then rows; 0: as the softmax leaves them
+void propagate_attention_cpu(const T* cams,              // (B, C, N)
+                             Tokens<T> queries,          // (B, heads, N, D)
+                             Tokens<T> keys,             // (B, heads, K, D)
+                             int64_t steps,              //
+                             int64_t sinkhorn,           // rounds of columns, then rows; 0: as the softmax leaves them
                              Accumulate<T>* propagated,  // (B, C, N)
                              AttentionShape shape, const Parallel& parallel);
 
@@ -41,9 +41,9 @@ void random_walk_cpu(const T* edges,         // (B, 1 or P, H, W)
 
 // The union of the bounding boxes of the regions above a threshold, of each map.
 template <typename T>
-void component_boxes_cpu(const T* cams,      // (maps, H, W)
-                         double threshold,   // of the map's maximum
-                         uint8_t* boxes,     // (maps, H, W) 0 or 1
+void component_boxes_cpu(const T* cams,     // (maps, H, W)
+                         double threshold,  // of the map's maximum
+                         uint8_t* boxes,    // (maps, H, W) 0 or 1
                          int64_t maps, int64_t height, int64_t width, const Parallel& parallel);
 
 }  // namespace toco

@@ -14,7 +14,8 @@ namespace {
 
 constexpr int64_t kPanel = portable::kPanel;
 
-// What columns gather is summed in so many parts, whatever the number of threads: few, since each is a copy of the maps.
+// What columns gather is summed in so many parts, whatever the number of threads: few, since each is a copy of the
+// maps.
 constexpr int64_t kParts = 8;
 
 int64_t panels_of(int64_t n) { return (n + kPanel - 1) / kPanel; }
@@ -94,8 +95,7 @@ class Attention {
       if (first) std::fill_n(gathered, map_size(), A(0));
       const Strip now = strip(s, thread);
       if (find_rows) weigh_rows(s, now, weights);
-      for (int64_t i = 0; i < kPanel; ++i)
-        now.scales[i] *= s * kPanel + i < n ? weights.rows[s * kPanel + i] : A(0);
+      for (int64_t i = 0; i < kPanel; ++i) now.scales[i] *= s * kPanel + i < n ? weights.rows[s * kPanel + i] : A(0);
       A* by_query = now.scratch;
       for (int64_t block = 0; block < blocks; ++block) {
         for (int64_t i = 0; i < kPanel; ++i)
@@ -135,7 +135,8 @@ class Attention {
     for (int64_t head = 0; head < shape_.heads; ++head) {
       CALL_BEST_ISA(pack_tokens, queries_.data + head * queries_.head + first * queries_.token, queries_.token,
                     queries_.channel, shape_.width, int(std::min(kPanel, shape_.pixels - first)), scale, query);
-      CALL_BEST_ISA(attend, keys_.data + head * panels * kPanel * shape_.width, query, keys, shape_.width, scores, sums);
+      CALL_BEST_ISA(attend, keys_.data + head * panels * kPanel * shape_.width, query, keys, shape_.width, scores,
+                    sums);
       for (int64_t i = 0; i < kPanel; ++i) scales[i] = A(1 / (sums[i] * double(shape_.heads)));
       if (shape_.heads > 1) CALL_BEST_ISA(add_strip, scores, scales, keys, head == 0, total);
     }

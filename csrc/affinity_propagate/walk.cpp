@@ -90,9 +90,8 @@ class Walk {
         const auto [y, x] = offsets_[k];
         for (int64_t v = 0; v < height - y; ++v)
           for (int64_t u = std::max<int64_t>(-x, 0); u < width - std::max<int64_t>(x, 0); ++u) {
-            const double affinity = shape_.channels == 1
-                                        ? 1 - strongest_edge(edges + v * width + u, width, y, x)
-                                        : double(edges[(k * height + v) * width + u]);
+            const double affinity = shape_.channels == 1 ? 1 - strongest_edge(edges + v * width + u, width, y, x)
+                                                         : double(edges[(k * height + v) * width + u]);
             weights_.data[k * size_ + at(v, u)] = A(power(affinity, shape_.beta));
           }
       }
@@ -111,8 +110,9 @@ class Walk {
   void walk(const T* edges, const T* cams, A* walked, const Parallel& parallel) const {
     const int64_t classes = shape_.classes, pixels = shape_.height * shape_.width;
     const int64_t blocks = std::min(whole((classes + kClasses - 1) / kClasses, parallel.threads), classes);
-    const WalkPlanes<A> planes{stride_, size_, whole(shape_.width, kLine), int(offsets_.size()),
-                               steps_.data(), weights_.data, sums_.data, scales_.data};
+    const WalkPlanes<A> planes{
+        stride_,    size_,       whole(shape_.width, kLine), int(offsets_.size()), steps_.data(), weights_.data,
+        sums_.data, scales_.data};
     every(blocks, parallel, [&](int64_t block, const Parallel& threads) {
       const int64_t first = block * classes / blocks, count = (block + 1) * classes / blocks - first;
       const Buffer<A> maps(2 * count * size_);
@@ -164,8 +164,7 @@ void random_walk_cpu(const T* edges, const T* cams, Accumulate<T>* walked, WalkS
   }
 }
 
-#define INSTANTIATE(T) \
-  template void random_walk_cpu<T>(const T*, const T*, Accumulate<T>*, WalkShape, const Parallel&);
+#define INSTANTIATE(T) template void random_walk_cpu<T>(const T*, const T*, Accumulate<T>*, WalkShape, const Parallel&);
 INSTANTIATE(float)
 INSTANTIATE(double)
 INSTANTIATE(Half)
