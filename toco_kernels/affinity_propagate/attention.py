@@ -36,7 +36,7 @@ def propagate_attention(
     """Class maps, spread along a transformer's attention: each patch gets the scores of those that it attends to.
 
         A[i, j] = mean over heads of softmax_j(<queries[i], keys[j]> / √D)
-        T       = A;  with sinkhorn: (S + Sᵀ) / 2, where S is A after that many rounds of: columns, then rows, to a sum of 1
+        T       = A;  with sinkhorn: (S + Sᵀ) / 2, S being A after so many rounds of columns, then rows, to sums of 1
         out[c]  = T^steps · (box_mask[c] * cams[c])
 
     It is computed as T (T x), by attention whose values are the maps; Sinkhorn's S is diag(r) A diag(c), and each round
