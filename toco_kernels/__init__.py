@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 __version__ = "0.1.0"
 
 ROOMS = {  # one folder per operator, and what it adds to the public API
+    "affinity_propagate": ("component_boxes", "propagate_attention", "random_walk"),
     "affinity_refine": ("PAMR", "PAR", "affinity_refine", "refine_cam_labels"),
     "cam": (
         "SegmentationLoss",
@@ -64,6 +65,9 @@ _ROOM_OF = {name: room for room, names in ROOMS.items() for name in names}
 __all__ = sorted(_ROOM_OF)
 
 if TYPE_CHECKING:
+    from .affinity_propagate import component_boxes as component_boxes
+    from .affinity_propagate import propagate_attention as propagate_attention
+    from .affinity_propagate import random_walk as random_walk
     from .affinity_refine import PAMR as PAMR
     from .affinity_refine import PAR as PAR
     from .affinity_refine import affinity_refine as affinity_refine

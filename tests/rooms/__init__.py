@@ -1,5 +1,6 @@
 """Sample inputs of every room. tests/test_contract.py holds each room to the same clauses."""
 
+from .affinity_propagate import COMPONENT_BOXES, PROPAGATE_ATTENTION, RANDOM_WALK
 from .affinity_refine import AFFINITY_REFINE, REFINE_CAM_LABELS, label_inputs, refine_inputs
 from .cam import (
     BOXES,
@@ -31,6 +32,9 @@ from .topk_pool import LINEAR_TOPK_POOL, TOPK_POOL, linear_inputs, own_counts, p
 ROOMS = [
     AFFINITY_LOSS,
     AFFINITY_REFINE,
+    COMPONENT_BOXES,
+    PROPAGATE_ATTENTION,
+    RANDOM_WALK,
     CAM_TO_LABEL,
     CAM_TO_ROI,
     CLASS_CONTRAST,
