@@ -72,7 +72,9 @@ def walk_flop(direction, *, edges, cams, radius, beta, steps):
 
 def walk_rewrite(edges, cams, radius, beta, steps):
     """The transition matrix as a sparse one, one product for each step; it is made dense once, as published."""
-    moves = [m.mT.to_sparse_csr() for m in reference.walk_matrix(reference.pair_affinities(edges, radius), radius, beta)]
+    moves = [
+        m.mT.to_sparse_csr() for m in reference.walk_matrix(reference.pair_affinities(edges, radius), radius, beta)
+    ]
     walked = []
     for image, matrix in zip((cams * (1 - edges)).flatten(2), moves, strict=True):
         x = image.mT.contiguous()

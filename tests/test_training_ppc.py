@@ -19,6 +19,7 @@ from voc_folder import LABELS, SIZE, make_folder
 from toco_kernels.__main__ import main
 from toco_kernels.training import certify, files
 from toco_kernels.training.files import DataError
+from toco_kernels.training.processes import Processes
 from toco_kernels.training.recipes.ppc import Recipe
 from toco_kernels.training.scaled_view import ScaledCrop, ScaledView
 from toco_kernels.training.trainer import Trainer
@@ -174,3 +175,19 @@ def test_view_is_flipped_and_scaled():
         assert abs((x1 - x0) - 2 * (y1 - y0)) <= 1
     assert left == {True, False}
     assert 48 <= min(sides) < 60 < 84 < max(sides) <= 96
+
+
+@pytest.mark.parametrize(
+    "weights",
+    [{}, {"min_pooling": 0, "ecr": 0}, {"cls": 0, "er": 0}, {"cross_prototype": 0, "cross_cam": 0, "intra": 0}],
+    ids=lambda weights: "without " + " and ".join(weights) if weights else "all",
+)
+def test_unused_parameters_are_foreseen(weights, tmp_path):
+    """DistributedDataParallel must know whether some parameters get no gradient."""
+    changes = [f"config.weights.{name}={weight}" for name, weight in weights.items()]
+    trainer = Trainer(job(tmp_path, *changes, "config.contrast_from=0"), Processes(0, 1, torch.device("cpu")))
+    (batch,) = trainer.batches(0, 1)
+    batch.pop("problems")
+    trainer.take(0, batch)
+    unused = [name for name, p in trainer.module.named_parameters() if p.requires_grad and p.grad is None]
+    assert bool(unused) == trainer.recipe.unused_parameters == bool(weights)

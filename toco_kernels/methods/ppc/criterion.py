@@ -107,9 +107,12 @@ class PPCCriterion(WithProcessGroup):
             features, other_features: projections of their pixels, not normalised. Published: not negative.
             image_labels: (B, C) multi-hot without background.
             step: counted from 0; `config.contrast_from` depends on it.
-            revised, other_revised: the class maps after `pixel_correlation`, of which labels and prototypes are made.
-                None, where the network has none: the maps themselves.
-            sizes: (H, W) of both views in pixels, at which SEAM compares class maps; None: on their grids, as EPS does.
+            revised, other_revised: the class maps after pixel correlation, `pixel_correlation(features,
+                correlation_maps(cams))`, of which labels and prototypes are made. None, where the network has none: the
+                maps themselves, which `saliency` then counts twice.
+            sizes: (H, W) of both views in pixels, at which SEAM compares class maps: `cls`, `min_pooling`, `er` and
+                `ecr` are as published on SEAM only with them, whatever the configuration. None: on their grids, as
+                EPS does.
             saliency: (B, 1, H, W) in [0, 1], of any size, for `saliency`.
             draws: (B, 2, h', w') random numbers in [0, 1) that choose pixels for `intra` in either view; None: drawn.
 

@@ -33,7 +33,9 @@ class PPC(nn.Module):
     """Pixel-to-prototype contrast, on SEAM or on EPS: a dilated network, two 1 × 1 heads, and pixel correlation.
 
     **The published backbone, ResNet-38, is not in timm: here it is a dilated ResNet-50**, or any network of timm's with
-    features of stride 8. Everything else is as published, so published numbers are not to be expected to the digit.
+    features of stride 8, of which all below stride 8 is frozen where the published network freezes what is below 4. So
+    published numbers are not to be expected to the digit. What else differs, prototypes of equal scores and the CAMs on
+    EPS, is listed in docs/ppc.md with its switches.
 
     `forward` is one training step without the optimiser's; `cams` is for everything else. There is no segmentation: it
     is trained on the pseudo labels that the CAMs make.

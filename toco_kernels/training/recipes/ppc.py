@@ -92,9 +92,11 @@ class Recipe(Base):
 
     @property
     def unused_parameters(self) -> bool:
-        """Where the projections are not contrasted, at first or at all."""
+        """Where a head is trained by no loss, at first or at all: labels and the targets of `ecr` are constants."""
         config = self.config()
-        return config.contrast_from > 0 or all(config.weights.get(name, 0) == 0 for name in CONTRAST)
+        weighty = {name for name, weight in config.weights.items() if weight != 0}
+        by_head = set(CONTRAST), {"cls", "er", "saliency"}, {"min_pooling", "ecr", "saliency"}
+        return config.contrast_from > 0 or not all(weighty & losses for losses in by_head)
 
     def config(self) -> PPCConfig:
         """The method's configuration."""
