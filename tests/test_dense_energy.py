@@ -192,7 +192,7 @@ def test_modules():
     assert repr(crf) == "DenseCRF(kernel='exact', iterations=2, gaussian=[1.0, 3.0], bilateral=[67.0, 3.0, 4.0])"
     with pytest.raises(ValueError, match=r"^kernel must be 'lattice' or 'exact', got 'gauss'"):
         DenseCRF("gauss")
-    with pytest.raises(ValueError, match=r"^scale_factor must be positive, got 0"):
+    with pytest.raises(ValueError, match=r"^scale_factor must be positive and finite, got 0"):
         DenseEnergyLoss("lattice", scale_factor=0)
 
 

@@ -200,7 +200,8 @@ def define_loss(schema: str, *, room: str, reference: Callable, inputs: int = 1)
 
     overload = define(schema, room=room, reference=loss_and_grads, fake=fake)
 
-    def loss(*args) -> Tensor:
+    def loss(x: Tensor, *args) -> Tensor:
+        args = x, *args
         refuse_forward_ad("losses have", *args[:inputs])
         wanted = tuple(x.requires_grad and torch.is_grad_enabled() for x in args[:inputs])
         if not any(wanted):

@@ -32,6 +32,12 @@ def with_zeros(inputs):
     return inputs | {"features": features}
 
 
+def of_one_channel(inputs):
+    """Of lengths of 1 and more: all cosines are 1 or -1, so that gradients are rounding alone, over the length."""
+    features = inputs["features"]
+    return inputs | {"features": features + features.sign()}
+
+
 def of_lengths(inputs, smallest, largest):
     """Features whose lengths span these powers of ten."""
     powers = torch.linspace(smallest, largest, inputs["features"].shape[3], dtype=torch.float64)
@@ -71,7 +77,7 @@ PIXEL_CORRELATION = Room(
         "one class": lambda: correlation_inputs(classes=1),
         "no classes": lambda: correlation_inputs(classes=0),
         "one pixel": lambda: correlation_inputs(2, 16, (1, 1)),
-        "one channel": lambda: correlation_inputs(width=1),
+        "one channel": lambda: of_one_channel(correlation_inputs(width=1)),
         "no channels": lambda: correlation_inputs(width=0),
         "zero vectors": lambda: with_zeros(correlation_inputs()),
         "only zero vectors": lambda: correlation_inputs(scale=0.0),
@@ -96,5 +102,6 @@ PIXEL_CORRELATION = Room(
     differentiable=("features",),
     terms=696 * 192,
     magnitude=1.0,
+    by_chance=("one pixel", "one channel"),
     autocast_casts=("features", "cams"),
 )

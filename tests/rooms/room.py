@@ -26,6 +26,7 @@ class Room:
     differentiable: tuple[str, ...] = ()
     terms: int = 1  # the longest sum in `sample` and `edges`
     magnitude: float = 0.0  # of the reference's intermediate results, where they exceed its outputs
+    by_chance: tuple[str, ...] = ()  # edges of so few values, or of zeros, that the reference is exact by chance
     is_loss: bool = False
     copies_constants: bool = False  # whether nothing that the caller can write to is kept for a second backward
     is_derivative: bool = True  # whether the published gradient is the derivative of the published value
