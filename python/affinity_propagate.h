@@ -6,7 +6,7 @@
 namespace toco {
 
 template <typename T>
-Tokens<T> tokens_of(const Tensor& t) {
+HeadTokens<T> head_tokens_of(const Tensor& t) {
   return {data<T>(t), t.stride(0), t.stride(1), t.stride(2), t.stride(3)};
 }
 
@@ -31,7 +31,7 @@ Tensor propagate_attention_on(const Tensor& cams, const Tensor& queries, const T
   Tensor propagated = empty(cams, {s.batch, s.classes, s.pixels}, accumulate_type(cams.scalar_type()));
   dispatch_floating(cams.scalar_type(), "cams", [&](auto zero) {
     using T = decltype(zero);
-    launch(data<T>(c), tokens_of<T>(queries), tokens_of<T>(keys), mutable_data<Accumulate<T>>(propagated), s);
+    launch(data<T>(c), head_tokens_of<T>(queries), head_tokens_of<T>(keys), mutable_data<Accumulate<T>>(propagated), s);
   });
   return propagated;
 }

@@ -13,15 +13,15 @@ struct AttentionShape {
 
 // Queries or keys of all images and heads, in any layout.
 template <typename T>
-struct Tokens {
+struct HeadTokens {
   const T* data;                        // (B, heads, N, D)
   int64_t image, head, token, channel;  // strides
 };
 
 template <typename T>
 void propagate_attention_cpu(const T* cams,              // (B, C, N)
-                             Tokens<T> queries,          // (B, heads, N, D)
-                             Tokens<T> keys,             // (B, heads, K, D)
+                             HeadTokens<T> queries,      // (B, heads, N, D)
+                             HeadTokens<T> keys,         // (B, heads, K, D)
                              int64_t steps,              //
                              int64_t sinkhorn,           // rounds of columns, then rows; 0: as the softmax leaves them
                              Accumulate<T>* propagated,  // (B, C, N)

@@ -30,7 +30,7 @@ struct Weights {
 template <typename T, typename A = Accumulate<T>>
 class Attention {
  public:
-  Attention(Tokens<T> queries, Tokens<T> keys, AttentionShape s, const Parallel& parallel)
+  Attention(HeadTokens<T> queries, HeadTokens<T> keys, AttentionShape s, const Parallel& parallel)
       : queries_(queries),
         shape_(s),
         parallel_(parallel),
@@ -174,7 +174,7 @@ class Attention {
     });
   }
 
-  const Tokens<T> queries_;
+  const HeadTokens<T> queries_;
   const AttentionShape shape_;
   const Parallel& parallel_;
   const int64_t strips_, strip_size_, scratch_size_;
@@ -185,13 +185,13 @@ class Attention {
 }  // namespace
 
 template <typename T>
-void propagate_attention_cpu(const T* cams, Tokens<T> queries, Tokens<T> keys, int64_t steps, int64_t sinkhorn,
+void propagate_attention_cpu(const T* cams, HeadTokens<T> queries, HeadTokens<T> keys, int64_t steps, int64_t sinkhorn,
                              Accumulate<T>* propagated, AttentionShape s, const Parallel& parallel) {
   using A = Accumulate<T>;
   const int64_t plane = s.classes * s.pixels;
   if (s.batch * plane == 0) return;
   every(s.batch, parallel, [&](int64_t b, const Parallel& threads) {
-    Tokens<T> q = queries, k = keys;
+    HeadTokens<T> q = queries, k = keys;
     q.data += b * q.image, k.data += b * k.image;
     const Attention<T> attention(q, k, s, threads);
     const Buffer<A> first(attention.map_size()), second(attention.map_size());
@@ -215,8 +215,8 @@ void propagate_attention_cpu(const T* cams, Tokens<T> queries, Tokens<T> keys, i
   });
 }
 
-#define INSTANTIATE(T)                                                                                       \
-  template void propagate_attention_cpu<T>(const T*, Tokens<T>, Tokens<T>, int64_t, int64_t, Accumulate<T>*, \
+#define INSTANTIATE(T)                                                                                               \
+  template void propagate_attention_cpu<T>(const T*, HeadTokens<T>, HeadTokens<T>, int64_t, int64_t, Accumulate<T>*, \
                                            AttentionShape, const Parallel&);
 INSTANTIATE(float)
 INSTANTIATE(double)
