@@ -70,8 +70,7 @@ def _tile(classes: int) -> dict[str, int]:
     """Blocks for so many classes, such that registers suffice."""
     block_c = max(16, triton.next_power_of_2(classes))
     block_p = max(16, min(64, 4096 // block_c))
-    block_d, warps = 32 if block_c <= 32 else 16, 4 if block_p * block_c <= 1024 else 8
-    return {"BLOCK_P": block_p, "BLOCK_C": block_c, "BLOCK_D": block_d, "num_warps": warps}
+    return {"BLOCK_P": block_p, "BLOCK_C": block_c, "BLOCK_D": 16, "num_warps": 4 if block_c <= 32 else 8}
 
 
 def _precision() -> str:
