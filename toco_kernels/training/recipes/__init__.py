@@ -15,6 +15,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from ...common.errors import bad_value
+from ...methods.config import Optimisation
 from ...testing import reference_only
 from ..views import Augmentation, Views
 
@@ -110,6 +111,12 @@ class Recipe:
             merge: how scales are joined, "max" or "sum".
         """
         return None
+
+
+def optimisation_of(settings: dict[str, Any]) -> Optimisation:
+    """The schedule and the groups of a preset that keeps `steps` and `lr` beside its other values."""
+    others = settings["optimisation"]
+    return Optimisation(settings["steps"], settings["lr"], **{**others, "betas": tuple(others["betas"])})
 
 
 def find(method: str) -> type[Recipe]:

@@ -23,6 +23,7 @@ from ...methods.ppc.feature_maps import STRIDE
 from ...methods.ppc.published import published_step
 from ..scaled_view import ScaledCrop, ScaledView
 from . import Recipe as Base
+from . import optimisation_of
 
 # Not among the method's own settings: they have names that all methods share.
 _ELSEWHERE = ("num_classes", "background", "crop_size", "batch_size", "optimisation", "cam_scales")
@@ -101,7 +102,6 @@ class Recipe(Base):
     def config(self) -> PPCConfig:
         """The method's configuration."""
         settings = self.settings
-        optimisation = {**settings["optimisation"], "betas": tuple(settings["optimisation"]["betas"])}
         return PPCConfig(
             **{name: tuple(value) if isinstance(value, list) else value for name, value in settings["config"].items()},
             num_classes=len(self.classes),
@@ -109,7 +109,7 @@ class Recipe(Base):
             crop_size=settings["augmentation"]["size"],
             batch_size=settings["batch_size"],
             cam_scales=tuple(settings["cam_scales"]),
-            optimisation=Optimisation(settings["steps"], settings["lr"], **optimisation),
+            optimisation=optimisation_of(settings),
         )
 
     def build(self, process_group: dist.ProcessGroup | None = None) -> nn.Module:

@@ -18,6 +18,7 @@ from ...methods import TKPPCL, TKPPCL_COCO, TKPPCL_VOC, Optimisation, TKPPCLConf
 from ...methods.tkp_pcl.published import published_step
 from ..views import Augmentation, Views, as_tensor
 from . import Recipe as Base
+from . import optimisation_of
 
 _ELSEWHERE = ("num_classes", "crop_size", "batch_size", "optimisation", "mean", "std")  # not among the method's own
 
@@ -90,13 +91,12 @@ class Recipe(Base):
     def config(self) -> TKPPCLConfig:
         """The method's configuration."""
         settings = self.settings
-        optimisation = {**settings["optimisation"], "betas": tuple(settings["optimisation"]["betas"])}
         return TKPPCLConfig(
             **settings["config"],
             num_classes=len(self.classes),
             crop_size=settings["augmentation"]["size"],
             batch_size=settings["batch_size"],
-            optimisation=Optimisation(settings["steps"], settings["lr"], **optimisation),
+            optimisation=optimisation_of(settings),
         )
 
     def build(self, process_group: dist.ProcessGroup | None = None) -> nn.Module:

@@ -24,6 +24,7 @@ from ...methods import (
 from ...methods.published import published_step
 from ..views import Augmentation, Views
 from . import Recipe as Base
+from . import optimisation_of
 
 _ELSEWHERE = ("num_classes", "background", "crop_size", "batch_size", "optimisation")  # not among the method's own
 _PLAIN = {"cls": 1.0, "cls_aux": 1.0}
@@ -108,7 +109,6 @@ class Recipe(Base):
         own = dict(settings["config"])
         own["stages"] = tuple(Stage(**stage) for stage in own["stages"])
         own["quirks"] = Quirks(**own["quirks"])
-        optimisation = {**settings["optimisation"], "betas": tuple(settings["optimisation"]["betas"])}
         return ToCoConfig(
             **{name: tuple(value) if isinstance(value, list) else value for name, value in own.items()},
             num_classes=len(self.classes),
@@ -116,7 +116,7 @@ class Recipe(Base):
             crop_size=settings["augmentation"]["size"],
             batch_size=settings["batch_size"],
             cam_scales=tuple(settings["cam_scales"]),
-            optimisation=Optimisation(settings["steps"], settings["lr"], **optimisation),
+            optimisation=optimisation_of(settings),
         )
 
     def build(self, process_group: dist.ProcessGroup | None = None) -> nn.Module:
