@@ -11,7 +11,16 @@ from ppc_inputs import CONFIGS, RESNET, TINY_EPS, tiny_batch, tiny_ppc
 from toco_inputs import finite
 from torch import nn
 
-from toco_kernels.methods import PPC_EPS, PPC_SEAM, PPC_TINY, FeatureMaps, PPCConfig, PPCCriterion, parameter_groups
+from toco_kernels.methods import (
+    PPC,
+    PPC_EPS,
+    PPC_SEAM,
+    PPC_TINY,
+    FeatureMaps,
+    PPCConfig,
+    PPCCriterion,
+    parameter_groups,
+)
 from toco_kernels.methods.ppc.config import CONTRAST
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -172,6 +181,26 @@ def test_frozen_norms_stay_in_training():
     free = tiny_ppc(freeze_norms=False).train()
     free(**tiny_batch())
     assert not torch.equal(free.backbone.network.bn1.running_mean, before["network.bn1.running_mean"])
+
+
+def test_training_frozen_norms_of_random_weights_warns(recwarn):
+    """Once, and not where weights were loaded, norms are trained, or nothing is."""
+    batch, options = tiny_batch(), {"config": PPC_TINY, "backbone_options": {**RESNET, "zero_init_last": True}}
+    model = PPC("resnet10t", **options)
+    weights = copy.deepcopy(model.state_dict())
+    model.eval()(**batch)
+    assert not recwarn.list
+    with pytest.warns(UserWarning, match="random weights whose batch norms are frozen: give pretrained=True or"):
+        copy.deepcopy(model).train()(**batch)
+    with pytest.warns(UserWarning) as warned:
+        model.train()(**batch)
+        model(**batch)
+    assert len(warned) == 1
+    loaded = PPC("resnet10t", **options)
+    loaded.load_state_dict(weights)
+    for other in (loaded, PPC("resnet10t", **options, freeze_norms=False), pickle.loads(pickle.dumps(model))):
+        other.train()(**batch)
+    assert not recwarn.list
 
 
 def test_checkpointing_gives_the_same():
