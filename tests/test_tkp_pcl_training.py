@@ -194,9 +194,8 @@ def test_loop_of_the_tutorial_runs(monkeypatch):
         return methods.tkp_pcl.TKPPCL("vit_tiny_patch16_224", config=config, backbone_options=SMALL)
 
     monkeypatch.setattr(methods, "TKPPCL", small)
-    monkeypatch.setattr(
-        methods, "TKPPCL_VOC", replace(methods.TKPPCL_VOC, trained_blocks=2, frozen_steps=1, label_size=40)
-    )
+    config = replace(methods.TKPPCL_VOC, trained_blocks=2, frozen_steps=1, label_size=40)
+    monkeypatch.setattr(methods, "TKPPCL_VOC", config)
     batch = torch.randn(2, 3, 64, 64), torch.eye(20)[:2]
     names = {"loader": [batch, batch]}
     exec(loop.replace(".cuda()", ""), names)
