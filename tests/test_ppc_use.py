@@ -17,7 +17,6 @@ from toco_kernels.methods import (
     PPC_SEAM,
     PPC_TINY,
     FeatureMaps,
-    PPCConfig,
     PPCCriterion,
     parameter_groups,
 )
@@ -264,23 +263,6 @@ def test_published_groups():
 def test_mistakes(change, message):
     with pytest.raises((ValueError, TypeError), match=message):
         tiny_ppc(TINY_EPS)(**tiny_batch() | change)
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"variant": "sem"}, r"variant must be one of \('seam', 'eps'\), got 'sem'"),
-        ({"weights": {"intro": 1}}, r"weights must name losses of .*, got \['intro'\]"),
-        ({"optimiser": "adam"}, "optimiser must be one of"),
-        ({"temperature": 0}, "temperature must be positive, got 0"),
-        ({"dropout": 1.0}, r"dropout must be in \[0, 1\), got 1.0"),
-        ({"cam_scales": ()}, "cam_scales must be positive numbers, at least one"),
-        ({"second_size": 0}, "second_size must be"),
-    ],
-)
-def test_mistakes_in_configurations(change, message):
-    with pytest.raises(ValueError, match=message):
-        PPCConfig(**change)
 
 
 def test_configurations_are_the_published_ones():

@@ -189,6 +189,8 @@ class ToCoConfig:
         checked_scales(self.cam_scales, "cam_scales")
         if not isinstance(self.quirks, Quirks):
             raise bad_type("quirks", "be Quirks", type(self.quirks).__name__)
+        if not isinstance(self.stages, Sequence) or not all(isinstance(stage, Stage) for stage in self.stages):
+            raise bad_type("stages", "be Stages", self.stages)
         ends = [stage.until for stage in self.stages]
         if not ends or ends[-1] is not None or None in ends[:-1] or sorted(ends[:-1]) != ends[:-1]:
             raise bad_value("stages", "be ordered by `until`, and the last one end with None", ends)

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from ...common.errors import bad_value, number
 from ..checks import (
     check_flags,
     check_integers,
@@ -84,8 +85,10 @@ class PPCConfig:
         check_integers(self, prototype_share=1, contrast_from=0, second_size=1, projection=1)
         integers(self.correlation, "correlation", 3)
         positive(self.temperature, "temperature")
-        for name in ("background_score", "background", "ecr_share", "saliency_threshold", "saliency_mix"):
+        for name in ("background_score", "background", "saliency_threshold", "saliency_mix"):
             share(getattr(self, name), name)
+        if not 0 < number(self.ecr_share, "ecr_share") <= 1:
+            raise bad_value("ecr_share", "be in (0, 1]", self.ecr_share)
         share(self.dropout, "dropout", below_one=True)
         check_flags(self, "published_prototypes")
         checked_scales(self.cam_scales, "cam_scales")
