@@ -179,6 +179,8 @@ class ToCoConfig:
         check_shared(self)
         check_integers(self, local_crops=1, local_size=1, decoder_width=1)
         integers(self.projection, "projection", 3)
+        if not isinstance(self.aux_layer, int):
+            raise bad_type("aux_layer", "be an integer", repr(self.aux_layer))
         if self.max_classes is not None:
             integer(self.max_classes, "max_classes", least=1)
         for name in ("high", "low", "background", "momentum"):
