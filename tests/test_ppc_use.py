@@ -110,12 +110,15 @@ def test_cams(variant):
     torch.testing.assert_close(model.cams(images.flip(-1), labels).flip(-1), cams, atol=1e-4, rtol=1e-4)
 
 
-def test_cams_of_eps_are_mean_probabilities():
+def test_cams_of_eps_are_probabilities_beside_the_largest():
+    """As EPS's own code makes them: over all classes and the background, then summed."""
     model, images = tiny_ppc(TINY_EPS).eval(), tiny_batch()["images"]
     with torch.no_grad():
         maps = [model.view(x).cams.softmax(1)[:, 1:] for x in (images, images.flip(-1))]
-    expected = (maps[0] + maps[1].flip(-1)) / 2
+    total = maps[0] + maps[1].flip(-1)
+    expected = total / (total.amax((2, 3), keepdim=True) + 1e-5)
     torch.testing.assert_close(model.cams(images, scales=(1,), size=(8, 8)), expected)
+    assert model.cams(images, torch.eye(3, 5)).amax((2, 3)).sum() == pytest.approx(3, abs=1e-3)
 
 
 # Networks of one's own

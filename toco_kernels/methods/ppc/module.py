@@ -179,8 +179,9 @@ class PPC(nn.Module):
     ) -> Tensor:  # (B, C, *size)
         """CAMs, merged over scales, images and mirror images.
 
-        On SEAM the sum of the revised maps, stretched to 0 … 1 for each class. On EPS the mean of the probabilities of
-        the classes, which is our reading: the published code for this does not run.
+        On SEAM the sum of the revised maps, stretched to 0 … 1 for each class. On EPS the sum of the probabilities of
+        the classes, divided by each class's largest, as EPS makes them: of maps before pixel correlation, which EPS has
+        not. PPC's code for this does not run; revised maps are in [0, 1], where a softmax is nearly flat.
 
         Args:
             images: (B, 3, H, W), normalised.
@@ -204,7 +205,7 @@ class PPC(nn.Module):
             merged = torch.cat([plain, mirrored.flip(-1)], dim=1)
             merged = F.interpolate(merged, size=size, mode="bilinear", align_corners=False)
             total = total + merged.unflatten(1, (2, -1)).sum(dim=1)
-        cams = max_norm(total) if seam else total / (2 * len(scales))
+        cams = max_norm(total) if seam else total / (total.amax(dim=(2, 3), keepdim=True) + 1e-5)
         if image_labels is None:
             return cams
         image_labels = checked_image_labels(image_labels, len(images), self.num_classes - 1, images, "images")
