@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import zipfile
 from importlib.util import find_spec
 from pathlib import Path
 
+import compiled_before
 import pytest
 
 import toco_kernels
@@ -21,6 +23,7 @@ sys.path.insert(0, str(ROOT / ".ci"))
 import wheels  # noqa: E402
 
 PACKAGE = Path(toco_kernels.__file__).parent
+BUILD = ROOT / "build" / f"cmake-{sys.implementation.cache_tag}-inplace"  # of `make build`
 SCHEMAS = Path(__file__).parent / "schemas.txt"
 CPU_TORCH = "2.13.0"  # not the torch that the wheel is built beside
 
@@ -32,6 +35,15 @@ def run(*command, cwd=ROOT, **environment) -> str:
     done = subprocess.run([*map(str, command)], cwd=cwd, env=inherited | environment, text=True, capture_output=True)
     assert done.returncode == 0, f"{command} failed:\n{done.stdout[-8000:]}\n{done.stderr[-8000:]}"
     return done.stdout
+
+
+def cmake_args(**options: str) -> str:
+    """For builds from other sources that are the same as here: what `make build` has compiled is not compiled again."""
+    launcher = ";".join([sys.executable, compiled_before.__file__, str(BUILD)])
+    gpus = compiled_before.remembered(BUILD).get("CMAKE_CUDA_ARCHITECTURES", "90")
+    launchers = {"CMAKE_CXX_COMPILER_LAUNCHER": launcher, "CMAKE_CUDA_COMPILER_LAUNCHER": launcher}
+    options = {"CMAKE_CUDA_ARCHITECTURES": gpus, **launchers, **options}
+    return shlex.join(f"-D{name}={value}" for name, value in options.items())
 
 
 # What importing brings along
@@ -145,7 +157,7 @@ def source(tmp_path_factory):
 def wheel(source):
     """Built beside the installed torch."""
     options = ["--no-build-isolation", "--no-deps", "--quiet", "-w", source / "dist"]
-    run(sys.executable, "-m", "pip", "wheel", *options, source, CMAKE_ARGS="-DCMAKE_CUDA_ARCHITECTURES=90")
+    run(sys.executable, "-m", "pip", "wheel", *options, source, CMAKE_ARGS=cmake_args())
     (built,) = (source / "dist").glob("*.whl")
     return built
 
@@ -166,7 +178,7 @@ def other_python(tmp_path_factory):
     folder = tmp_path_factory.mktemp("environment")
     run(sys.executable, "-m", "venv", folder)
     python = folder / "bin" / "python"
-    run(python, "-m", "pip", "install", "--quiet", f"torch=={CPU_TORCH}", "numpy", "pytest")
+    run(python, "-m", "pip", "install", "--quiet", "--no-compile", f"torch=={CPU_TORCH}", "numpy", "pytest")
     return python
 
 
@@ -262,8 +274,8 @@ def test_one_wheel_for_every_torch(wheel, other_python, tmp_path):
 
 @pytest.mark.slow
 def test_build_in_isolation_finds_the_installed_torch(source, other_python, tmp_path):
-    options = ["--quiet", "--no-deps", "--target", tmp_path / "installed"]
-    run(other_python, "-m", "pip", "install", *options, source)
+    options = ["--quiet", "--no-deps", "--no-compile", "--target", tmp_path / "installed"]
+    run(other_python, "-m", "pip", "install", *options, source, CMAKE_ARGS=cmake_args())
     result = what_runs(other_python, tmp_path / "installed")
     why_no_cuda = "the installed torch has no CUDA"
     assert result == {"not loaded": {"_torch_cuda": why_no_cuda}, "CPU kernel": True, "numpy kernel": True}
@@ -287,7 +299,7 @@ def test_without_tools_it_installs_and_says_so(source, tmp_path, tools, why):
         (path / tool).symlink_to(shutil.which(tool, path=here) or pytest.skip(f"no {tool} on this machine"))
     python = path / "python"
     python.symlink_to(sys.executable)
-    options = ["--no-build-isolation", "--no-deps", "--quiet", "--target", tmp_path / "installed"]
+    options = ["--no-build-isolation", "--no-deps", "--quiet", "--no-compile", "--target", tmp_path / "installed"]
     packages = sysconfig.get_path("purelib")
     run(python, "-m", "pip", "install", *options, source, PATH=str(path), PYTHONPATH=packages)
     result = what_runs(sys.executable, tmp_path / "installed")
