@@ -16,10 +16,10 @@ INTERRUPTED = 130  # the exit code of a command that Ctrl-C ended
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments. The defaults are COCO's sizes."""
     parser.description += (
-        " A step is verified first: fused and published must have the same losses and gradients. Each case then runs in "
-        "a process of its own; one that runs out of memory is a result. On a GPU the allocator's peaks are measured, on "
-        "a CPU those of the resident size, where full sizes take long: try --backbone deit_tiny_patch16_224 --crops "
-        "224,448 --batch 1, for PPC --backbone resnet10t."
+        " A step is verified first: fused and published must have the same losses and gradients. Each case then runs "
+        "in a process of its own; one that runs out of memory is a result. On a GPU the allocator's peaks are "
+        "measured, on a CPU those of the resident size, where full sizes take long: try --crops 224,448 --batch 1 "
+        "--backbone deit_tiny_patch16_224, or resnet10t for ppc."
     )
     parser.add_argument(
         "--method",

@@ -187,10 +187,8 @@ class Measurement:
         least, unit = (LEAST_CROP, PATCH) if wanted == "crop" else (1, 1)
         for tries in range(TRIES + 1):
             model = _model(steps, provider)
-            if wanted == "crop":
-                size = model.largest_crop(batch, budget_mb)
-            else:
-                size = model.largest_batch(crop, budget_mb)
+            fits = model.largest_crop if wanted == "crop" else model.largest_batch
+            size = fits(*given.values(), budget_mb)
             seen = [row for row in steps if row.items() >= ({"provider": provider} | given).items()]
             size = max([size, *(row[wanted] for row in seen if row["mb"] and row["mb"] <= budget_mb)])
             size = min([size, *(row[wanted] - unit for row in seen if row["mb"] and row["mb"] > budget_mb)])
