@@ -89,10 +89,12 @@ def steps_of(trainer: Trainer, which: str, count: int) -> Iterator[float]:
 
 
 def waits(trainer: Trainer, which: str) -> int:
-    """How often a step waits for the GPU: warnings of torch's own, or on a CPU what would wait on a GPU."""
+    """How often a step waits for the GPU: warnings of torch's own; on a CPU, where forward and backward would."""
     if DEVICE == "cpu":
-        with Syncs() as syncs:
-            list(steps_of(trainer, which, 1))
+        first = trainer.recipe.certified_from()
+        batch = next(iter(trainer.batches(first, first + 1)))
+        with Syncs() as syncs:  # not of loading, nor of AdamW, whose counters are on the host
+            STEPS[which](trainer.recipe, trainer.module, batch, first).loss.backward()
         return syncs.count
     list(steps_of(trainer, which, 1))
     torch.cuda.set_sync_debug_mode("warn")
@@ -107,7 +109,7 @@ def waits(trainer: Trainer, which: str) -> int:
 
 def profiled(trainer: Trainer, which: str, steps: int) -> str:
     """The text about one way to take a step."""
-    waited = waits(trainer, which)  # of the second step, on a GPU: the first loads what a process loads once
+    waited = waits(trainer, which)  # and load what a process loads once
     milliseconds = [1e3 * seconds for seconds in steps_of(trainer, which, steps)]
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if DEVICE == "cuda" else [])]
     with profile(activities=activities) as profiler:
@@ -118,10 +120,10 @@ def profiled(trainer: Trainer, which: str, steps: int) -> str:
     spread = ", ".join(f"{ms:.0f}" for ms in sorted(milliseconds))
     calls = sum(event.count for event in averages if event.key.startswith("aten::"))
     launches = sum(event.count for event in averages if "LaunchKernel" in event.key)
-    where, kernels = ("", str(launches)) if DEVICE == "cuda" else (", were there a GPU", "none, on a CPU")
+    where = "a step" if DEVICE == "cuda" else "forward and backward, were there a GPU"
     return (
-        f"== {which}\n\nms of each step: {spread}\ntimes that the host waits in a step{where}: {waited}\n"
-        f"calls of torch's operators in a step: {calls}; kernels launched: {kernels}\n\n{table}\n"
+        f"== {which}\n\nms of each step: {spread}\ntimes that the host waits in {where}: {waited}\n"
+        f"calls of torch's operators in a step: {calls}; kernels launched: {launches or 'none, on a CPU'}\n\n{table}\n"
     )
 
 

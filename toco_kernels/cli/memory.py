@@ -81,7 +81,7 @@ def megabytes(text: str) -> float:
 def picture(text: str) -> Path:
     """An argparse type: a file that a picture can be written to, so that nothing is measured in vain."""
     file = Path(text)
-    if file.suffix not in (".png", ".svg", ".pdf") or not file.parent.is_dir():
+    if file.suffix not in (".png", ".svg", ".pdf") or not file.absolute().parent.is_dir():
         raise argparse.ArgumentTypeError(f"must be FILE.png, .svg or .pdf in a folder that exists, got {text!r}")
     return file
 
@@ -129,7 +129,7 @@ def as_text(found: dict) -> str:
 
 
 def _places(places: list[dict]) -> str:
-    rows = [("", "case", "operator", "module", "phase", "of what is in use there, MB")]
+    rows = [("", "case", "operator", "module", "phase", "MB in use there, parameters aside")]
     for place in places:
         name = NAMES[place["provider"]]
         if place["failure"]:

@@ -11,6 +11,7 @@ import torch
 from .. import __version__
 from .._library import build_info
 from ..common import benchmarks, measure
+from ..common.errors import bad_value
 from ..common.measure import MB, Outcome
 from .fit import PATCH, Model
 from .methods import METHODS, Setting
@@ -94,7 +95,7 @@ class Measurement:
 
         Raises:
             ArithmeticError: the fused step does not compute what the published one does; nothing is measured then.
-            RuntimeError: whether it does could not be found out.
+            ValueError: a step of it fails.
         """
         plan, found = self.plan, self.found
         self._verify()
@@ -131,7 +132,7 @@ class Measurement:
         said = f"whether a fused step of {plan.method} is the published one"
         outcome = self._ask(said, "whole_step:errors", plan.method, self.backbone, plan.classes, *VERIFIED)
         if outcome.failure:
-            raise RuntimeError(f"a step of {plan.method} with {self.backbone} failed: {outcome.failure}")
+            raise bad_value("backbone", "be one whose step runs here", f"{self.backbone}: {outcome.failure}")
         self.found["verified"] = outcome.value
         wrong = [f"{name} (error {error:.2g})" for name, error in outcome.value.items() if not error <= TOLERANCE]
         if wrong:

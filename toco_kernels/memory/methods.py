@@ -76,7 +76,10 @@ class Method:
 
 
 def _vit(backbone: str) -> int:
-    return Backbone(backbone).width
+    try:
+        return Backbone(backbone).width
+    except TypeError:  # a network that has no images of dynamic size
+        raise bad_value("backbone", "be one of timm's ViTs", repr(backbone)) from None
 
 
 def _dilated(backbone: str) -> int:

@@ -2,8 +2,10 @@
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 
+from ..common.errors import bad_value
 from ..common.measure import Outcome
 
 
@@ -21,18 +23,19 @@ class Store:
     def __init__(self, file: Path | None, made_with: dict):
         self.file, self.made_with = file, made_with
         self.known: dict[str, object] = {}
+        if file is not None and not file.absolute().parent.is_dir():
+            raise bad_value("--cases", "be in a folder that exists", file)
         if file is None or not file.exists():
             return
         try:
             saved = json.loads(file.read_text(encoding="utf-8"))
             there, self.known = dict(saved["made_with"]), dict(saved["cases"])
         except (ValueError, KeyError, TypeError, OSError):
-            raise ValueError(f"cases must be a file of this command, or one that is not there, got {file}") from None
-        if there != made_with:
-            differs = ", ".join(name for name in made_with if there.get(name) != made_with[name])
-            raise ValueError(f"cases must be measured with what is here, got {file} of another {differs}")
+            raise bad_value("--cases", "be a file that this command has written, or a new one", file) from None
+        if differs := [name for name in made_with if there.get(name) != made_with[name]]:
+            raise bad_value("--cases", f"be of the same {', '.join(differs)} as now", f"{file} of another")
 
-    def get(self, question: str, measure) -> Outcome:
+    def get(self, question: str, measure: Callable[[], Outcome]) -> Outcome:
         """What is known, or what `measure()` finds out. What failed is asked again: there may be more memory now."""
         if question in self.known:
             return Outcome(self.known[question], "")
