@@ -116,12 +116,14 @@ def test_nothing_ran():
 
 
 def test_the_fit_finds_the_coefficients_it_was_made_of():
-    truth = Model(fixed=300.0, linear=0.8, quadratic=2e-4)
-    cases = [(crop, batch) for crop, batch in ((448, 4), (640, 4), (1024, 4), (448, 1))]
+    truth = Model(fixed=300.0, linear=0.8, quadratic=2e-4, each=90.0)
+    cases = [(crop, batch) for crop, batch in ((448, 4), (640, 4), (768, 4), (1024, 4), (448, 1))]
     fit = Model.of([(*case, truth.peak_mb(*case)) for case in cases])
     assert vars(fit) == pytest.approx(vars(truth), rel=1e-6)
     linear = Model.of([(crop, batch, 100 + batch * crop**2 / 256) for crop, batch in cases])
-    assert vars(linear) == pytest.approx({"fixed": 100, "linear": 1, "quadratic": 0}, abs=1e-6)
+    assert vars(linear) == pytest.approx({"fixed": 100, "linear": 1, "quadratic": 0, "each": 0}, abs=1e-6)
+    few = Model.of([(crop, batch, 100 + batch * crop**2 / 256) for crop, batch in ((224, 2), (448, 2), (224, 1))])
+    assert vars(few) == pytest.approx(vars(linear), abs=1e-6), "as few terms as explain it"
     assert Model.of([(448, 1, 50.0)]).peak_mb(448, 1) == pytest.approx(50)
     with pytest.raises(ValueError, match="measured must have a case"):
         Model.of([])
