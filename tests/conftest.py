@@ -60,6 +60,6 @@ def pytest_sessionfinish(session, exitstatus):
 
 def is_whole(config):
     """Whether all tests are run, and this is not one of several processes that do."""
-    option = config.option
-    chosen = option.keyword or option.markexpr or option.deselect or getattr(option, "lf", False)
+    narrowing = "keyword", "markexpr", "deselect", "ignore", "ignore_glob", "lf", "stepwise", "collectonly"
+    chosen = any(getattr(config.option, name, None) for name in narrowing)
     return not chosen and config.args_source == config.ArgsSource.TESTPATHS and not hasattr(config, "workerinput")

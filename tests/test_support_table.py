@@ -110,7 +110,7 @@ def session(**options):
     return SimpleNamespace(config=SimpleNamespace(option=option, args_source=source, ArgsSource=sources))
 
 
-@pytest.mark.parametrize("part", [{"keyword": "one"}, {"markexpr": "not slow"}, {"lf": True}, {"files": True}])
+@pytest.mark.parametrize("part", [{"keyword": "one"}, {"markexpr": "not slow"}, {"collectonly": True}, {"files": True}])
 def test_the_note_is_of_all_tests_that_passed_and_no_less(part, claims):
     failed, passed = pytest.ExitCode.TESTS_FAILED, pytest.ExitCode.OK
     conftest.pytest_sessionfinish(session(**part), passed)
