@@ -323,20 +323,23 @@ def test_nothing_is_measured_that_is_wrong(imagined, monkeypatch):
 
 def test_an_interrupted_command_prints_what_it_has_and_goes_on(imagined, capsys, monkeypatch, tmp_path):
     pytest.importorskip("timm")
+    pytest.importorskip("matplotlib")
     whole, peak = [], measure.try_peak_mb
-    options = ["memory", "--method", "tkp-pcl", "--crops", "448", "--batch", "1"]
+    picture = tmp_path / "memory.svg"
+    options = ["memory", "--method", "tkp-pcl", "--crops", "448", "--batch", "1", "--plot", str(picture)]
 
     def interrupted(*args, **kwargs):
-        if len(imagined) > 3:
+        if len(imagined) > limit:
             raise KeyboardInterrupt
         return peak(*args, **kwargs)
 
     monkeypatch.setattr(measure, "try_peak_mb", interrupted)
-    for cases in ([], ["--cases", str(tmp_path / "cases.json")]):
+    for limit, cases in ((0, []), (3, ["--cases", str(tmp_path / "cases.json")])):
         imagined.clear()
         assert main([*options, *cases]) == 130
         said = capsys.readouterr()
-        assert "topk_pool                448   1      10         5" in said.out
+        assert ("topk_pool                448   1      10         5" in said.out) == bool(limit)
+        assert "<svg" in picture.read_text()
         whole.append(said.err.splitlines()[-1])
     assert whole[0] == "interrupted; --cases FILE would have kept what was measured"
     assert whole[1].startswith("interrupted; the same command goes on: ")

@@ -19,8 +19,8 @@ def draw(found: dict, file: Path) -> None:
     for provider, colour in COLOURS.items():
         cases = [row for row in found["steps"] if row["provider"] == provider and row["batch"] == found["batch"]]
         cases = sorted((row["crop"], row["mb"]) for row in cases if row["mb"])
-        steps.plot(*zip(*cases, strict=True) if cases else ([], []), "o", color=colour, label=NAMES[provider])
-        if cases and found["models"][provider]:
+        steps.plot(*(zip(*cases, strict=True) if cases else ([], [])), "o", color=colour, label=NAMES[provider])
+        if cases and found["models"].get(provider):
             model = Model(**found["models"][provider])
             crops = range(cases[0][0], cases[-1][0] + 1, 16)
             steps.plot(crops, [model.peak_mb(crop, found["batch"]) for crop in crops], color=colour, linewidth=1)
@@ -30,7 +30,7 @@ def draw(found: dict, file: Path) -> None:
     steps.set_title(f"{found['method']}, {found['batch']} images, {found['device']}")
     steps.legend()
 
-    crop = max(row["crop"] for row in found["operators"])
+    crop = max((row["crop"] for row in found["operators"]), default=0)  # an interrupted command may have none
     rows = [row for row in found["operators"] if row["crop"] == crop]
     names = list(dict.fromkeys(row["operator"] for row in rows))
     for i, (provider, colour) in enumerate(COLOURS.items()):
