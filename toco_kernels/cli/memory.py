@@ -157,14 +157,19 @@ def _table(found: dict) -> str:
 def _peak(row: dict | None) -> str:
     if row is None:
         return ""
-    return row["failure"] or f"{row['mb']:.0f}"
+    return row["failure"] or megabytes_of(row["mb"])
+
+
+def megabytes_of(mb: float) -> str:
+    """Whole ones, or three digits of few."""
+    return f"{mb:.0f}" if mb >= 100 else f"{mb:.3g}"
 
 
 def _largest(rows: list[dict]) -> str:
-    table = [("wanted", "given", "", "peak, MB", "")]
+    answers: dict[tuple[str, str], dict[str, str]] = {}
     for row in rows:
         given = f"batch {row['batch']}" if row["wanted"] == "crop" else f"crop {row['crop']}"
-        answer = f"{NAMES[row['provider']]}: {row[row['wanted']] or 'none'}"
-        mb = "" if row["mb"] is None else f"{row['mb']:.0f}"
-        table.append((f"largest {row['wanted']}", given, answer, mb, row["how"]))
-    return format_table(table)
+        what = f"{row[row['wanted']]} ({megabytes_of(row['mb'])} MB, {row['how']})" if row["mb"] else row["how"]
+        answers.setdefault((f"largest {row['wanted']}", given), {})[row["provider"]] = what
+    table = [("wanted", "given", *NAMES.values())]
+    return format_table([*table, *((*what, *(row.get(name, "") for name in NAMES)) for what, row in answers.items())])
