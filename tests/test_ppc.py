@@ -9,9 +9,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from ppc_inputs import CONFIGS, TINY_EPS, tiny_batch, tiny_ppc
-from test_toco import Syncs, assert_close
+from test_toco import assert_close
 from toco_inputs import gradients
 
+from toco_kernels.common.measure import Syncs
 from toco_kernels.methods import PPC_EPS, PPC_TINY, PPCCriterion
 from toco_kernels.methods.ppc.config import CONTRAST
 from toco_kernels.methods.ppc.published import published_step

@@ -1,6 +1,7 @@
 """python -m toco_kernels train | pseudo-label | evaluate | certify."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -105,6 +106,35 @@ def test_labels_of_a_segmentation_and_of_more_scales(tmp_path, capsys):
     settings = json.loads((tmp_path / "scales" / "settings.json").read_text())
     assert settings["scales"] == [1, 0.5]
     assert (settings["high"], settings["low"], settings["refinement"]) == (0.6, 0.2, "par")
+
+
+WITHOUT_SEGMENTATION = """
+import tiny_method
+from toco_kernels.training import recipes
+
+class Recipe(tiny_method.Recipe):
+    predict = recipes.Recipe.predict
+"""
+
+
+def test_what_a_network_has_not_is_said_before_anything_is_measured(tmp_path, monkeypatch):
+    root = fake_voc(tmp_path / "voc", monkeypatch)
+    run, method = tmp_path / "run", tmp_path / "without_segmentation.py"
+    method.write_text(WITHOUT_SEGMENTATION)
+    data = ("--data", "folder", "--root", root, "--preset", "voc")
+    trained(run, *data, "--method", method, "--steps", 1)
+    arguments = ("--run", run, "--device", "cpu", "--out", tmp_path / "out")
+    message = r"error: --source must be cam: method .*without_segmentation\.py has no segmentation, got seg"
+    with pytest.raises(SystemExit, match=message):
+        command("pseudo-label", *arguments, "--source", "seg")
+    for name, missing in (("toco-voc-val", "aux_cam, seg"), ("toco-voc-ms-crf", "seg")):
+        monkeypatch.setitem(PROTOCOLS, name, replace(PROTOCOLS[name], images=4))
+        message = f"error: --protocol must measure what the network has, which is cam, got {name}, which measures"
+        with pytest.raises(SystemExit, match=f"{message} {missing}"):
+            command("evaluate", "--protocol", name, "--root", root, *arguments)
+    with pytest.raises(SystemExit, match="got voc-test, which measures seg"):
+        command("evaluate", "--protocol", "voc-test", "--root", root, *arguments)
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_photograph_left_out_shows_in_the_exit_code(tmp_path, capsys):

@@ -39,6 +39,7 @@ def run(args: argparse.Namespace) -> int:
     """Write the labels; the exit code is 1 where some photograph had to be left out."""
     runs = import_extra("toco_kernels.training.runs", "train")
     pseudo_labels = import_extra("toco_kernels.training.pseudo_labels", "train")
+    from ..common.errors import bad_value
     from ..training.data import SPLITS
     from ..training.processes import Processes
     from ..training.refine import Settings
@@ -48,6 +49,8 @@ def run(args: argparse.Namespace) -> int:
         processes = Processes.join(args.device)
         changes = {"cam_scales": args.scales} if args.scales else {}
         predictor = opened.predictor(processes, size=args.size or None, changes=changes)
+        if args.source == "seg" and "seg" not in predictor.quantities():
+            raise bad_value("--source", f"be cam: method {opened.config['method']} has no segmentation", args.source)
         split = args.split or SPLITS[opened.config["data"]][0]
         data = opened.data(split)
         high = opened.background() if args.high is None else args.high

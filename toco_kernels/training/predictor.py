@@ -16,6 +16,8 @@ from .recipes import Recipe
 from .refine import Settings, pseudo_label
 from .views import as_tensor, normalised
 
+GREY_SIDE = 64  # pixels: of a photograph of nothing
+
 
 class Predictor:
     """A network and how it is asked.
@@ -58,6 +60,12 @@ class Predictor:
         with self.autocast:
             logits = self.recipe.predict(self.module, self._input(image), image.shape[:2], scales, flip, merge)
         return None if logits is None else logits.float().softmax(1)[0].cpu().numpy()
+
+    def quantities(self) -> tuple[str, ...]:
+        """What the method makes of a photograph: the names of its CAMs, and "seg" where it has a segmentation."""
+        grey = np.full((GREY_SIDE, GREY_SIDE, 3), 128, np.uint8)
+        cams = self.cams(grey, np.zeros(len(self.recipe.classes) - 1, np.float32))
+        return *cams, *(() if self.segmentation(grey) is None else ("seg",))
 
     def _input(self, image: np.ndarray) -> Tensor:  # (1, 3, H, W)
         photograph = as_tensor(image).to(self.device)[None]
