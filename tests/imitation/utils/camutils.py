@@ -49,12 +49,20 @@ def crop_from_roi_neg(images, roi_mask=None, crop_num=8, crop_size=96):
     return list(crops.unbind(1)), flags
 
 
+def outputs_of(model, inputs, scale):
+    if scale != 1.0:
+        small = [int(scale * n) for n in inputs.shape[2:]]
+        inputs = F.interpolate(inputs, size=small, mode="bilinear", align_corners=False)
+    return model(torch.cat([inputs, inputs.flip(-1)]), cam_only=True)
+
+
+def affinities_of(model, inputs, scale):
+    return outputs_of(model, inputs, scale)[1]
+
+
 def maps_of(model, inputs, scale):
     size = inputs.shape[2:]
-    if scale != 1.0:
-        small = [int(scale * n) for n in size]
-        inputs = F.interpolate(inputs, size=small, mode="bilinear", align_corners=False)
-    for maps in model(torch.cat([inputs, inputs.flip(-1)]), cam_only=True):
+    for maps in outputs_of(model, inputs, scale):
         maps = F.interpolate(maps, size=size, mode="bilinear", align_corners=False)
         straight, mirrored = maps.chunk(2)
         yield torch.maximum(straight, mirrored.flip(-1)).relu()
