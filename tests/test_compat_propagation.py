@@ -1,4 +1,4 @@
-"""The published names for propagation: outputs of the authors' code, and dense matrices written from the descriptions."""
+"""The published names for propagation: outputs of the authors' code, and dense matrices from the descriptions."""
 
 from pathlib import Path
 from types import SimpleNamespace

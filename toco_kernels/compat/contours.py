@@ -1,5 +1,7 @@
 """The boxes of CLIP-ES, without OpenCV."""
 
+from itertools import pairwise
+
 import numpy as np
 
 Run = tuple[int, int, int]  # a piece of a row: where it starts, where it ends, whether it is above the threshold
@@ -52,7 +54,7 @@ def scoremap2bbox(
 def _runs(row: np.ndarray) -> list[Run]:
     """A row, cut where it changes."""
     cuts = [0, *(np.flatnonzero(np.diff(row)) + 1).tolist(), len(row)]
-    return [(start, end, int(row[start])) for start, end in zip(cuts, cuts[1:], strict=False)]
+    return [(start, end, int(row[start])) for start, end in pairwise(cuts)]
 
 
 def _regions(above: np.ndarray):

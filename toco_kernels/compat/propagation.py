@@ -73,7 +73,7 @@ def compute_trans_mat(
 ) -> Tensor:  # (N, N)
     """The transition matrix of CLIP-ES: attention, normalised by columns and rows three times, symmetric, squared.
 
-        S = diag(r) A diag(c):  three times c[j] = 1 / Σ over i of r[i] A[i, j], then r[i] = 1 / Σ over j of A[i, j] c[j]
+        S = diag(r) A diag(c):  three times c[j] = 1 / Σ over i of r[i] A[i, j],  r[i] = 1 / Σ over j of A[i, j] c[j]
         T = (S + Sᵀ) / 2;  returned: T^(2^rw)
 
     It makes the matrix since it has to return it, and its square takes N³ multiplications. Who multiplies maps with it,

@@ -56,16 +56,13 @@ def outputs_of(model, inputs, scale):
     return model(torch.cat([inputs, inputs.flip(-1)]), cam_only=True)
 
 
-def affinities_of(model, inputs, scale):
-    return outputs_of(model, inputs, scale)[1]
+def upright(maps, size):
+    straight, mirrored = F.interpolate(maps, size=size, mode="bilinear", align_corners=False).chunk(2)
+    return torch.maximum(straight, mirrored.flip(-1)).relu()
 
 
 def maps_of(model, inputs, scale):
-    size = inputs.shape[2:]
-    for maps in outputs_of(model, inputs, scale):
-        maps = F.interpolate(maps, size=size, mode="bilinear", align_corners=False)
-        straight, mirrored = maps.chunk(2)
-        yield torch.maximum(straight, mirrored.flip(-1)).relu()
+    return [upright(maps, inputs.shape[2:]) for maps in outputs_of(model, inputs, scale)]
 
 
 def merged(maps):

@@ -3,7 +3,7 @@
 import torch
 import torch.nn.functional as F
 
-from .camutils import affinities_of, get_valid_cam, ignore_img_box, labelled, maps_of, merged
+from .camutils import get_valid_cam, ignore_img_box, labelled, maps_of, merged, outputs_of, upright
 
 
 def cam_to_label(cam, cls_label, img_box=None, ignore_mid=False, cfg=None):
@@ -28,8 +28,9 @@ def multi_scale_cam_with_aff_mat(model, inputs, scales):
     with torch.no_grad():
         maps, affinities = [], []
         for scale in [1.0, *[s for s in scales if s != 1.0]]:
-            maps.append(next(maps_of(model, inputs, scale)))
-            affinities.append(affinities_of(model, inputs, scale))
+            cam, aff = outputs_of(model, inputs, scale)
+            maps.append(upright(cam, inputs.shape[2:]))
+            affinities.append(aff)
         return merged(maps), affinities[scales.index(max(scales))]
 
 
