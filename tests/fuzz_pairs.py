@@ -57,13 +57,15 @@ def thresholded(threshold, **others):
     return affinity_propagate.box_inputs(**others) | {"threshold": threshold}
 
 
-def pairs(form, temperature, sets, labels, **others):
+def pairs(batch, form, temperature, sets, labels, **others):
     """Cosines have no temperature; x and y are batches, y is shared by a batch of x, or both are one set."""
     options = {} if form == "abs_cos" else {"temperature": temperature}
-    inputs = pair_contrast.pair_inputs(form=form, **options, **others)
+    inputs = pair_contrast.pair_inputs(batch, form=form, **options, **others)
     for name in ("labels_x", "labels_y"):
         inputs = label_type(name, labels)(inputs)
-    return {"batches": lambda i: i, "shared": pair_contrast.shared_set, "one": pair_contrast.one_set}[sets](inputs)
+    if sets == "one":
+        return pair_contrast.one_set(inputs)
+    return pair_contrast.shared_set(inputs) if sets == "shared" and batch else inputs
 
 
 def zero_pairs(inputs):
@@ -71,7 +73,9 @@ def zero_pairs(inputs):
 
 
 def near_pairs(inputs):
-    return pair_contrast.near(inputs) if inputs["x"].numel() else inputs
+    """All tokens share a direction."""
+    direction = torch.randn(inputs["x"].shape[-1], dtype=torch.float64)
+    return inputs | {name: direction + inputs[name] / 10 for name in ("x", "y")}
 
 
 def nan_pairs(inputs):
@@ -118,7 +122,7 @@ SPACES = {
     ),
     "component_boxes": Space(
         thresholded,
-        {"batch": BATCH, "classes": CLASSES, **IMAGE, "threshold": st.floats(-0.2, 1.1)},
+        {"batch": BATCH, "classes": CLASSES, **IMAGE, "threshold": st.integers(-8, 44).map(lambda n: n / 40)},
         (blobs, one_nan),
     ),
     "affinity_loss": Space(
