@@ -137,7 +137,7 @@ def test_fingerprints_are_the_same_everywhere():
 
 def test_every_replacement_exists_and_has_the_published_name():
     fingerprints = [fingerprint for r in registry.REPLACEMENTS for fingerprint in r.fingerprints]
-    assert len(fingerprints) == len(set(fingerprints)) == 40
+    assert len(fingerprints) == len(set(fingerprints)) == 41
     for replacement in registry.REPLACEMENTS:
         assert callable(replacement.load()), replacement
         assert replacement.published in compat.__all__

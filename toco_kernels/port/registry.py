@@ -114,7 +114,8 @@ REPLACEMENTS = (
     _same("propagte_aff_cam_with_bkg", Approximate(), "0cb11f997ba31f49"),
     _same("compute_trans_mat", Approximate(), "79cd8ec36925a344", "519520db7fb90ddd"),
     _same("refine_cams_with_aff", Approximate(), "c4e9085d7f014d69"),
-    _same("propagate_to_edge", Approximate(1e-4), "b349d89abd204d17"),  # powers of matrices round differently
+    # Powers of matrices round differently.
+    _same("propagate_to_edge", Approximate(1e-4), "b349d89abd204d17", "272664026c3d0de8"),
     _same("refine_cams_with_bkg_v2", REFINED, "680d375e51beb8c7", "d3eca605798002cd"),
     _variant("refine_cams_with_config", "refine_cams_with_bkg_v2", REFINED, "768fe94fb8bdbccd"),
     _same("refine_cams_with_dynamic_thres", REFINED, "8c70945a9ac61625"),
