@@ -73,6 +73,22 @@ def test_steps_are_a_power(steps, device):
     torch.testing.assert_close(constant, torch.ones_like(cams), rtol=1e-12, atol=0)
 
 
+@pytest.mark.parametrize("threads", [1, 3])
+def test_a_matrix_larger_than_what_is_kept(threads, device):
+    """Rounds of Sinkhorn keep 4 MB of the matrix; of 756 patches in float64 the last rows are found anew."""
+    generator = torch.Generator().manual_seed(0)
+    queries, keys = (torch.randn(1, 2, 756 + extra, 8, generator=generator).double() for extra in (0, 1))
+    cams = torch.rand(1, 3, 756, generator=generator).double()
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        spread = propagate_attention(*(x.to(device) for x in (cams, queries, keys)), steps=2, sinkhorn=2)
+    finally:
+        torch.set_num_threads(before)
+    moves = reference.transition(queries, keys, 2)
+    torch.testing.assert_close(spread.cpu(), cams @ moves.mT @ moves.mT, rtol=1e-12, atol=0)
+
+
 def test_walk_by_hand(device):
     """An edge of 1/2 on the middle of three pixels: affinities of 1/2, weights of 1/4, columns of sum 1."""
     edges = torch.tensor([[[[0.0, 0.5, 0.0]]]], dtype=torch.float64, device=device)
