@@ -145,6 +145,12 @@ def test_attention_by_matrices(device):
     assert not refined[1].any(), "the only pixel is in the last row"
 
 
+def test_no_class_is_present(device):
+    weights, maps = attention(2, 31)[0].to(device), random(30, 3).to(device)
+    refined, classes = compat.refine_cams_with_aff(maps, weights, torch.zeros(3, device=device), (80, 96))
+    assert (refined, classes.tolist()) == ([], [])
+
+
 def test_golden_boxes(theirs):
     """Eighteen contours, holes among them, in the order of OpenCV."""
     scores = theirs.scores.cpu().numpy()

@@ -116,7 +116,8 @@ def refine_cams_with_aff(
     With `seg_attn` A is the mean over those layers that exceed it in sum by no less than they do on average, times
     `seg_attn`. T² x is computed as T (T x), with Sinkhorn's scaling as two vectors, for all classes at once: neither T
     nor its square is made, boxes are found where the maps are, and OpenCV is not needed. CLIP-ES and WeCLIP have the
-    same inside of larger functions: `caa_thre` 0.4 on VOC and 0.7 on COCO, `attn_layers` 8.
+    same inside of larger functions: `caa_thre` 0.4 on VOC and 0.7 on COCO, `attn_layers` 8; WeCLIP with `seg_attn` 6 on
+    VOC and 10 on COCO.
 
     Args:
         attr_map: (N, C) scores of the patches in [0, 1], on any device.
