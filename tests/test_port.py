@@ -20,7 +20,7 @@ from toco_kernels.port.analysis import analyse
 
 def test_every_replacement_exists_and_has_the_published_name():
     fingerprints = [fingerprint for r in registry.REPLACEMENTS for fingerprint in r.fingerprints]
-    assert len(fingerprints) == len(set(fingerprints)) == 34
+    assert len(fingerprints) == len(set(fingerprints)) == 41
     for replacement in registry.REPLACEMENTS:
         assert callable(replacement.load()), replacement
         assert replacement.published in compat.__all__
@@ -61,6 +61,12 @@ PUBLISHED = {  # name -> what callers of published code may rely on
     "img_box=None, down_scale=2",
     "refine_cams_with_dynamic_thres": "ref_mod=None, images=None, cams=None, cls_labels=None, high_thre_map=None, "
     "low_thre=None, ignore_index=False, img_box=None, down_scale=2",
+    "multi_scale_cam_with_aff_mat": "model, inputs, scales",
+    "propagte_aff_cam_with_bkg": "cams, aff=None, mask=None, cls_labels=None, bkg_score=None",
+    "compute_trans_mat": "attn_weight, rw=1",
+    "refine_cams_with_aff": "attr_map, attn_weights, cls_label, size, caa_thre=0.79, attn_layers=6, seg_attn=None",
+    "scoremap2bbox": "scoremap, threshold, multi_contour_eval=False",
+    "propagate_to_edge": "x, edge, radius=5, beta=10, exp_times=8",
     "adaptive_min_pooling_loss": "x",
     "max_onehot": "x",
 }
@@ -152,7 +158,7 @@ def test_what_is_written(repository):
     assert "PARResizingImages as PAR\n" in (folder / "model/resizing.py").read_text()
     assert "from toco_kernels.compat import PAMR, PAR\n" in script
     assert "from toco_kernels.compat.variants import PARResizingImages as PARResizing\n" in script
-    assert "from utils import camutils_config, camutils_pair\n" in script
+    assert "from utils import camutils_config, camutils_pair, propagation\n" in script
     assert "def get_aff_loss" not in script
     assert "def labelled(" in (folder / "utils/camutils.py").read_text(), "helpers stay"
     for name in contents(folder):
