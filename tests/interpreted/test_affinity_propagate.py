@@ -3,13 +3,10 @@
 import pytest
 import torch
 from rooms import PROPAGATE_ATTENTION, RANDOM_WALK
-from rooms.affinity_propagate import walk_inputs
+from rooms.affinity_propagate import attention_inputs, walk_inputs, with_box
 
 from toco_kernels.affinity_propagate import attention, triton_kernel, walk
 from toco_kernels.testing import assert_matches_reference, to_dtype
-
-OTHERS = {"random_walk": {"as in IRN": lambda: walk_inputs(1, 5, 10, 14, beta=10.0, steps=8)}}
-HALF = ("sample", "as in CLIP-ES", "several blocks", "as in IRN", "affinities")
 
 
 def launch(module, operator):
@@ -25,19 +22,77 @@ def launch(module, operator):
 
 propagate_attention, random_walk = launch(attention, "propagate_attention"), launch(walk, "random_walk")
 
+# As the room's, but smaller: the interpreter takes a second for 50 blocks.
+ATTENTION = PROPAGATE_ATTENTION.edges | {
+    "sample": PROPAGATE_ATTENTION.sample,
+    "as in CLIP-ES": lambda: with_box(attention_inputs(1, 2, (6, 8), classes=20, steps=2, sinkhorn=3)),
+    "several blocks": lambda: attention_inputs(1, 2, (7, 10), width=40, classes=35, steps=2, sinkhorn=1),
+    "sinkhorn, one head": lambda: attention_inputs(1, 1, (5, 9), sinkhorn=1, extra=0),
+}
+WALK = RANDOM_WALK.edges | {
+    "sample": RANDOM_WALK.sample,
+    "as in IRN": lambda: walk_inputs(1, 5, 10, 14, beta=10.0),
+    "zero edges": lambda: walk_inputs(1, 2) | {"edges": torch.zeros(1, 1, 9, 13, dtype=torch.float64)},
+}
 
-def each(room):
-    """Cases in float32, and some in float16."""
-    cases = {"sample": room.sample} | room.edges | OTHERS.get(room.name, {})
-    found = [pytest.param(make, torch.float32, id=f"{name}-float32") for name, make in cases.items()]
-    return found + [pytest.param(cases[name], torch.float16, id=f"{name}-float16") for name in HALF if name in cases]
+
+def each(cases, half):
+    """All in float32, and some in float16."""
+    return [(name, torch.float32) for name in cases] + [(name, torch.float16) for name in half]
 
 
-@pytest.mark.parametrize(("make", "dtype"), each(PROPAGATE_ATTENTION))
-def test_propagate_attention(make, dtype):
-    assert_matches_reference(propagate_attention, PROPAGATE_ATTENTION.reference, to_dtype(make(), dtype))
+@pytest.mark.parametrize(("case", "dtype"), each(ATTENTION, ["sample", "several blocks"]))
+def test_propagate_attention(case, dtype):
+    assert_matches_reference(propagate_attention, PROPAGATE_ATTENTION.reference, to_dtype(ATTENTION[case](), dtype))
 
 
-@pytest.mark.parametrize(("make", "dtype"), each(RANDOM_WALK))
-def test_random_walk(make, dtype):
-    assert_matches_reference(random_walk, RANDOM_WALK.reference, to_dtype(make(), dtype))
+@pytest.mark.parametrize(("case", "dtype"), each(WALK, ["affinities"]))
+def test_random_walk(case, dtype):
+    inputs = WALK[case]()
+    inputs["steps"] = min(inputs["steps"], 2)
+    assert_matches_reference(random_walk, RANDOM_WALK.reference, to_dtype(inputs, dtype))
+
+
+def test_a_program_that_sums_over_all_blocks(monkeypatch):
+    monkeypatch.setattr(triton_kernel, "PROGRAMS", 1)
+    inputs = to_dtype(ATTENTION["several blocks"](), torch.float32)
+    assert_matches_reference(propagate_attention, PROPAGATE_ATTENTION.reference, inputs)
+
+
+def amid_nan(x):
+    """The same numbers with every stride unusual, amid NaN."""
+    larger = torch.full([2 * n + 2 for n in x.shape[::-1]], float("nan"), dtype=x.dtype)
+    return larger[tuple(slice(1, -1, 2) for _ in x.shape)].permute(3, 2, 1, 0).copy_(x)
+
+
+def test_layouts_and_neighbouring_memory():
+    inputs = to_dtype(attention_inputs(sinkhorn=1), torch.float32)
+    laid_out = {name: amid_nan(inputs[name]) for name in ("cams", "queries", "keys")}
+    assert torch.equal(propagate_attention(**inputs | laid_out), propagate_attention(**inputs))
+    inputs = to_dtype(walk_inputs(1, 3, steps=1), torch.float32)
+    laid_out = {name: amid_nan(inputs[name]) for name in ("cams", "edges")}
+    assert torch.equal(random_walk(**inputs | laid_out), random_walk(**inputs))
+
+
+def test_what_lies_beyond_the_border_is_not_read():
+    inputs = to_dtype(walk_inputs(1, 2, 4, 5, pairs=True, steps=1), torch.float32)
+    beyond = torch.zeros_like(inputs["edges"], dtype=torch.bool)
+    for k, (y, x) in enumerate(walk.reference.offsets(5)):
+        beyond[:, k, max(4 - y, 0) :] = True
+        beyond[:, k, :, slice(max(5 - x, 0), None) if x > 0 else slice(-x)] = True
+    dirty = inputs | {"edges": inputs["edges"].masked_fill(beyond, float("nan"))}
+    assert torch.equal(random_walk(**dirty), random_walk(**inputs))
+
+
+@pytest.mark.parametrize("argument", ["cams", "queries", "keys"])
+def test_nan_in_nan_out(argument):
+    inputs = to_dtype(attention_inputs(1, 1), torch.float32)
+    inputs[argument].view(-1)[0] = float("nan")
+    assert propagate_attention(**inputs).isnan().any()
+
+
+@pytest.mark.parametrize("argument", ["cams", "edges"])
+def test_nan_in_nan_out_of_the_walk(argument):
+    inputs = to_dtype(walk_inputs(1, 1, 3, 4, radius=3, steps=1), torch.float32)
+    inputs[argument].view(-1)[0] = float("nan")
+    assert random_walk(**inputs).isnan().any()

@@ -32,20 +32,21 @@ def products_of(
     queries,  # of one image and head
     query_stride_n,
     query_stride_d,
-    i,  # (BLOCK)
+    i,  # (BLOCK_I)
     patches,
     keys,  # of one image and head
     key_stride_n,
     key_stride_d,
-    j,  # (BLOCK)
+    j,  # (BLOCK_J)
     count,
     width,
-    BLOCK: tl.constexpr,
+    BLOCK_I: tl.constexpr,
+    BLOCK_J: tl.constexpr,
     BLOCK_D: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     """<queries[i], keys[j]>."""
-    s = tl.zeros([BLOCK, BLOCK], tl.float32)
+    s = tl.zeros([BLOCK_I, BLOCK_J], tl.float32)
     for first in range(0, width, BLOCK_D):
         d = first + tl.arange(0, BLOCK_D)
         a = load_tokens(queries, query_stride_n, query_stride_d, i, patches, d, width)
@@ -73,19 +74,20 @@ def softmax_kernel(
     heads,
     width,
     scale,  # of products, > 0
-    BLOCK: tl.constexpr,
+    BLOCK_I: tl.constexpr,
+    BLOCK_J: tl.constexpr,
     BLOCK_D: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     """The softmax of some queries of a head."""
-    i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    i = tl.program_id(0) * BLOCK_I + tl.arange(0, BLOCK_I)
     head, image = tl.program_id(1), tl.program_id(2).to(tl.int64)
     queries += image * query_stride_b + head.to(tl.int64) * query_stride_h
     keys += image * key_stride_b + head.to(tl.int64) * key_stride_h
-    high = tl.full([BLOCK], float("-inf"), tl.float32)
-    total = tl.zeros([BLOCK], tl.float32)
-    for first in range(0, count, BLOCK):
-        j = first + tl.arange(0, BLOCK)
+    high = tl.full([BLOCK_I], float("-inf"), tl.float32)
+    total = tl.zeros([BLOCK_I], tl.float32)
+    for first in range(0, count, BLOCK_J):
+        j = first + tl.arange(0, BLOCK_J)
         s = products_of(
             queries,
             query_stride_n,
@@ -98,7 +100,8 @@ def softmax_kernel(
             j,
             count,
             width,
-            BLOCK,
+            BLOCK_I,
+            BLOCK_J,
             BLOCK_D,
             PRECISION,
         )
@@ -117,24 +120,25 @@ def tile_of(
     query_stride_h,
     query_stride_n,
     query_stride_d,
-    i,  # (BLOCK)
+    i,  # (BLOCK_I)
     keys,  # of one image: those of patches
     key_stride_h,
     key_stride_n,
     key_stride_d,
-    j,  # (BLOCK)
+    j,  # (BLOCK_J)
     largest,  # of one image
     shares,
     patches,
     heads,
     width,
     scale,
-    BLOCK: tl.constexpr,
+    BLOCK_I: tl.constexpr,
+    BLOCK_J: tl.constexpr,
     BLOCK_D: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     """Attention of queries i to keys j, the mean of the heads; 0 beyond the last of either."""
-    tile = tl.zeros([BLOCK, BLOCK], tl.float32)
+    tile = tl.zeros([BLOCK_I, BLOCK_J], tl.float32)
     inside = i < patches
     for _ in range(heads):
         s = products_of(
@@ -149,7 +153,8 @@ def tile_of(
             j,
             patches,
             width,
-            BLOCK,
+            BLOCK_I,
+            BLOCK_J,
             BLOCK_D,
             PRECISION,
         )
@@ -185,7 +190,8 @@ def gather_kernel(
     maps,  # (B, C, N) float32
     gathered,  # (parts, B, C, N) float32
     classes,
-    BLOCK: tl.constexpr,
+    BLOCK_I: tl.constexpr,
+    BLOCK_J: tl.constexpr,
     BLOCK_D: tl.constexpr,
     BLOCK_C: tl.constexpr,
     BY_KEYS: tl.constexpr,
@@ -198,7 +204,9 @@ def gather_kernel(
     outside of them.
     """
     class_blocks = tl.cdiv(classes, BLOCK_C)
-    own = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    OWN: tl.constexpr = BLOCK_J if BY_KEYS else BLOCK_I
+    OTHER: tl.constexpr = BLOCK_I if BY_KEYS else BLOCK_J
+    own = tl.program_id(0) * OWN + tl.arange(0, OWN)
     c = tl.program_id(1) % class_blocks * BLOCK_C + tl.arange(0, BLOCK_C)
     part, image = tl.program_id(1) // class_blocks, tl.program_id(2).to(tl.int64)
     queries += image * query_stride_b
@@ -206,9 +214,9 @@ def gather_kernel(
     largest += image * heads * patches
     shares += image * heads * patches
     plane = image * classes + c.to(tl.int64)
-    total = tl.zeros([BLOCK, BLOCK_C], tl.float32)
-    for first in range(part * each * BLOCK, tl.minimum((part + 1) * each * BLOCK, patches), BLOCK):
-        other = first + tl.arange(0, BLOCK)
+    total = tl.zeros([OWN, BLOCK_C], tl.float32)
+    for first in range(part * each * OTHER, tl.minimum((part + 1) * each * OTHER, patches), OTHER):
+        other = first + tl.arange(0, OTHER)
         tile = tile_of(
             queries,
             query_stride_h,
@@ -226,7 +234,8 @@ def gather_kernel(
             heads,
             width,
             scale,
-            BLOCK,
+            BLOCK_I,
+            BLOCK_J,
             BLOCK_D,
             PRECISION,
         )
@@ -259,21 +268,24 @@ def sums_kernel(
     each,  # blocks that a program sums over
     weights,  # (B, N) float32
     sums,  # (parts, B, N) float64
-    BLOCK: tl.constexpr,
+    BLOCK_I: tl.constexpr,
+    BLOCK_J: tl.constexpr,
     BLOCK_D: tl.constexpr,
     BY_KEYS: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     """sums[i] = Σ_j A[i, j] weights[j];  by keys: sums[j] = Σ_i A[i, j] weights[i]. Those of tiles in float64."""
-    own = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    OWN: tl.constexpr = BLOCK_J if BY_KEYS else BLOCK_I
+    OTHER: tl.constexpr = BLOCK_I if BY_KEYS else BLOCK_J
+    own = tl.program_id(0) * OWN + tl.arange(0, OWN)
     part, image = tl.program_id(1), tl.program_id(2).to(tl.int64)
     queries += image * query_stride_b
     keys += image * key_stride_b
     largest += image * heads * patches
     shares += image * heads * patches
-    total = tl.zeros([BLOCK], tl.float64)
-    for first in range(part * each * BLOCK, tl.minimum((part + 1) * each * BLOCK, patches), BLOCK):
-        other = first + tl.arange(0, BLOCK)
+    total = tl.zeros([OWN], tl.float64)
+    for first in range(part * each * OTHER, tl.minimum((part + 1) * each * OTHER, patches), OTHER):
+        other = first + tl.arange(0, OTHER)
         tile = tile_of(
             queries,
             query_stride_h,
@@ -291,7 +303,8 @@ def sums_kernel(
             heads,
             width,
             scale,
-            BLOCK,
+            BLOCK_I,
+            BLOCK_J,
             BLOCK_D,
             PRECISION,
         )

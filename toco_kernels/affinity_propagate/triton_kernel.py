@@ -15,8 +15,8 @@ from . import reference
 from .triton_attention import gather_kernel, softmax_kernel, sums_kernel
 from .triton_walk import affinity_kernel, sums_of_weights_kernel, walk_kernel
 
-TILE = {"BLOCK": 64, "BLOCK_D": 32, "num_warps": 4, "num_stages": 2}
-MOST_CLASSES = 64  # of a tile
+TILE = {"BLOCK_I": 64, "BLOCK_J": 32, "BLOCK_D": 32, "num_warps": 8, "num_stages": 2}
+MOST_CLASSES = 32  # of a tile
 PROGRAMS = 256  # about so many share the work where there is little: sums are split into parts for them
 WALK = {"BLOCK": 128, "BLOCK_C": 4, "num_warps": 4}
 PAIRS = {"BLOCK": 256, "num_warps": 4}
@@ -37,7 +37,7 @@ class _Attention:
         batch, heads, patches, width = queries.shape
         count = keys.shape[2]
         largest, shares = (_new(queries, batch, heads, patches) for _ in range(2))
-        softmax_kernel[(triton.cdiv(patches, TILE["BLOCK"]), heads, batch)](
+        softmax_kernel[(triton.cdiv(patches, TILE["BLOCK_I"]), heads, batch)](
             queries,
             *queries.stride(),
             keys,
@@ -59,7 +59,7 @@ class _Attention:
         batch, classes, _ = maps.shape
         block = min(MOST_CLASSES, max(16, triton.next_power_of_2(classes)))
         class_blocks = triton.cdiv(classes, block)
-        blocks, parts, arguments = self._launch(class_blocks)
+        blocks, parts, arguments = self._launch(class_blocks, by_keys)
         gathered = _new(maps, parts, *maps.shape)
         gather_kernel[(blocks, parts * class_blocks, batch)](
             *arguments,
@@ -76,21 +76,23 @@ class _Attention:
 
     def sums(self, weights: Tensor, *, by_keys: bool = False) -> Tensor:  # (B, N) -> (B, N) float64
         """A x of one vector x;  by keys: Aᵀ x."""
-        blocks, parts, arguments = self._launch(1)
+        blocks, parts, arguments = self._launch(1, by_keys)
         sums = _new(weights, parts, *weights.shape, dtype=torch.float64)
         sums_kernel[(blocks, parts, len(weights))](
             *arguments, weights, sums, BY_KEYS=by_keys, PRECISION=_precision(self.queries.dtype), **TILE
         )
         return sums.sum(dim=0)
 
-    def _launch(self, class_blocks: int) -> tuple[int, int, tuple]:
-        """Blocks of patches, parts of sums, and the arguments of a pass."""
+    def _launch(self, class_blocks: int, by_keys: bool) -> tuple[int, int, tuple]:
+        """Blocks of patches, parts of their sums, and the arguments of a pass."""
         batch, heads, patches, width = self.queries.shape
-        blocks = triton.cdiv(patches, TILE["BLOCK"])
-        each = triton.cdiv(blocks, max(1, PROGRAMS // (blocks * class_blocks * batch)))
+        own, others = (triton.cdiv(patches, TILE[side]) for side in ("BLOCK_I", "BLOCK_J"))
+        if by_keys:
+            own, others = others, own
+        each = triton.cdiv(others, max(1, PROGRAMS // (own * class_blocks * batch)))
         queries, keys = (self.queries, *self.queries.stride()), (self.keys, *self.keys.stride())
         sizes = patches, heads, width, width**-0.5, each
-        return blocks, triton.cdiv(blocks, each), (*queries, *keys, self.largest, self.shares, *sizes)
+        return own, triton.cdiv(others, each), (*queries, *keys, self.largest, self.shares, *sizes)
 
 
 def propagate_attention(

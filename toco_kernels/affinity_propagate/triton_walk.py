@@ -9,6 +9,12 @@ import triton.language as tl
 
 
 @triton.jit
+def is_pair(y, x, RADIUS: tl.constexpr):
+    """Whether an offset, y >= 0, is one of the pairs."""
+    return (y * y + x * x < RADIUS * RADIUS) & ((y > 0) | (x > 0))
+
+
+@triton.jit
 def across(u, x, width):
     """Whether pixels of column u have a neighbour x to the right of them (or left, where x < 0)."""
     return (u + x >= 0) & (u + x < width)
@@ -30,13 +36,11 @@ def affinity_kernel(
     cell, image = tl.program_id(1), tl.program_id(2).to(tl.int64)
     y, x = cell // reach, cell % reach - (RADIUS - 1)
     cells = tl.arange(0, CELLS)
-    ys, xs = cells // reach, cells % reach - (RADIUS - 1)
-    among = (ys * ys + xs * xs < RADIUS * RADIUS) & ((ys > 0) | (xs > 0))
-    pair = tl.sum((among & (cells < cell)).to(tl.int32))
-    is_pair = tl.sum((among & (cells == cell)).to(tl.int32)) > 0
+    before = is_pair(cells // reach, cells % reach - (RADIUS - 1), RADIUS) & (cells < cell)
+    pair, wanted = tl.sum(before.to(tl.int32)), is_pair(y, x, RADIUS)
     p = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     v, u = p // width, p % width
-    inside = (p < height * width) & (v + y < height) & across(u, x, width) & is_pair
+    inside = (p < height * width) & (v + y < height) & across(u, x, width) & wanted
     edges += image * height * width
     strongest = tl.full([BLOCK], float("-inf"), tl.float32)
     for down in range(0, y + 1):
@@ -46,7 +50,7 @@ def affinity_kernel(
             edge = tl.load(edges + p + down * width + right, mask=on_the_way, other=float("-inf")).to(tl.float32)
             strongest = tl.maximum(strongest, edge, propagate_nan=tl.PropagateNan.ALL)
     target = affinities + (image * PAIRS + pair) * height * width + p
-    tl.store(target, tl.where(inside, 1 - strongest, 0.0), mask=(p < height * width) & is_pair)
+    tl.store(target, tl.where(inside, 1 - strongest, 0.0), mask=(p < height * width) & wanted)
 
 
 @triton.jit(do_not_specialize=["height", "width"])
@@ -67,14 +71,14 @@ def sums_of_weights_kernel(
     inside = p < pixels
     weights += image * PAIRS * pixels
     total = tl.zeros([BLOCK], tl.float64)
-    for y in tl.static_range(RADIUS):
+    for y in range(RADIUS):
         for x in tl.static_range(1 - RADIUS, RADIUS):
-            if (y > 0 or x > 0) and y * y + x * x < RADIUS * RADIUS:
-                ahead = inside & (v + y < height) & across(u, x, width)
-                behind = inside & (v >= y) & across(u, -x, width)
-                total += tl.load(weights + p, mask=ahead, other=0).to(tl.float64)
-                total += tl.load(weights + p - (y * width + x), mask=behind, other=0).to(tl.float64)
-                weights += pixels
+            pair = is_pair(y, x, RADIUS)
+            ahead = inside & pair & (v + y < height) & across(u, x, width)
+            behind = inside & pair & (v >= y) & across(u, -x, width)
+            total += tl.load(weights + p, mask=ahead, other=0).to(tl.float64)
+            total += tl.load(weights + p - (y * width + x), mask=behind, other=0).to(tl.float64)
+            weights += tl.where(pair, pixels, 0)
     tl.store(sums + image * pixels + p, total.to(tl.float32), mask=inside)
     tl.store(scales + image * pixels + p, (1 / (1 + total)).to(tl.float32), mask=inside)
 
@@ -108,17 +112,16 @@ def walk_kernel(
     own = tl.load(maps + place, mask=there, other=0)
     total = tl.zeros([BLOCK_C, BLOCK], tl.float32)
     weights += image * PAIRS * pixels
-    for y in tl.static_range(RADIUS):
+    for y in range(RADIUS):
         for x in tl.static_range(1 - RADIUS, RADIUS):
-            if (y > 0 or x > 0) and y * y + x * x < RADIUS * RADIUS:
-                step = y * width + x
-                ahead = inside & (v + y < height) & across(u, x, width)
-                behind = inside & (v >= y) & across(u, -x, width)
-                weight = tl.load(weights + p, mask=ahead, other=0)[None, :]
-                total += weight * tl.load(maps + place + step, mask=there & ahead[None, :], other=0)
-                weight = tl.load(weights + p - step, mask=behind, other=0)[None, :]
-                total += weight * tl.load(maps + place - step, mask=there & behind[None, :], other=0)
-                weights += pixels
+            pair, step = is_pair(y, x, RADIUS), y * width + x
+            ahead = inside & pair & (v + y < height) & across(u, x, width)
+            behind = inside & pair & (v >= y) & across(u, -x, width)
+            weight = tl.load(weights + p, mask=ahead, other=0)[None, :]
+            total += weight * tl.load(maps + place + step, mask=there & ahead[None, :], other=0)
+            weight = tl.load(weights + p - step, mask=behind, other=0)[None, :]
+            total += weight * tl.load(maps + place - step, mask=there & behind[None, :], other=0)
+            weights += tl.where(pair, pixels, 0)
     weight = tl.load(sums + image * pixels + p, mask=inside, other=0)[None, :]
     scale = tl.load(scales + image * pixels + p, mask=inside, other=0)[None, :]
     tl.store(walked + place, own + (total - weight * own) * scale, mask=there)
