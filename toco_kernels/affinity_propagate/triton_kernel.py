@@ -144,7 +144,9 @@ def random_walk(
         edges.shape in ((batch, 1, height, width), (batch, pairs, height, width)),
         lambda: "edges must have one channel, or one for each pair, and the size of cams",
     )
-    torch._check(edges.device == cams.device and edges.dtype == cams.dtype, lambda: "all must have one device and dtype")
+    torch._check(
+        edges.device == cams.device and edges.dtype == cams.dtype, lambda: "all must have one device and dtype"
+    )
     maps = cams.to(torch.float32, memory_format=torch.contiguous_format, copy=True)
     if edges.shape[1] == 1:
         maps *= 1 - edges.float()
