@@ -7,6 +7,8 @@ from typing import Any
 
 from . import failing, import_extra, natural_int, positive_int
 
+METHODS = ("toco", "ppc", "tkp-pcl", "affinitynet")
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
@@ -32,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def add_method_arguments(parser: argparse.ArgumentParser) -> None:
     """What is trained on what: arguments that `certify` has too."""
-    parser.add_argument("--method", default="toco", help="toco, ppc, tkp-pcl, or a Python file (default: %(default)s)")
+    parser.add_argument("--method", default="toco", help=f"{', '.join(METHODS)}, or a Python file (default: %(default)s)")
     parser.add_argument(
         "--data",
         default="shapes",
@@ -52,6 +54,12 @@ def add_method_arguments(parser: argparse.ArgumentParser) -> None:
         default="auto",
         metavar="SOURCE",
         help="image labels: labels.json, xml, masks, or a file like labels.json (default: the first that is there)",
+    )
+    parser.add_argument(
+        "--seeds",
+        type=Path,
+        metavar="DIR",
+        help="what another method found, for affinitynet: labels and class maps by pseudo-label --keep-maps",
     )
     parser.add_argument("--preset", metavar="P", help="settings of the method (default: that of the data)")
     parser.add_argument(
@@ -80,7 +88,7 @@ def run(args: argparse.Namespace) -> int:
     loop = import_extra("toco_kernels.training.loop", "train")
     with failing():
         metrics = loop.train(job_of(args, run=args.out), resume=args.resume)
-    for name in ("cam_miou", "pseudo_label_miou", "seg_miou"):
+    for name in ("seed_miou", "cam_miou", "pseudo_label_miou", "seg_miou"):
         if metrics.get(name) is not None:
             print(f"{name:18} {100 * metrics[name]:.2f}   ({metrics['split']}, {metrics['images']} images)")
     return 0
@@ -100,7 +108,7 @@ def job_of(args: argparse.Namespace, run: Path) -> Any:
         run,
         args.method,
         settings,
-        **{name: getattr(args, name) for name in ("data", "root", "sbd", "labels", "seed", "precision", "device")},
+        **{name: getattr(args, name) for name in ("data", "root", "sbd", "labels", "seeds", "seed", "precision", "device")},
         **{name: getattr(args, name) for name in only_train if hasattr(args, name)},
         **({"evaluate_images": (32, args.evaluate_images)} if hasattr(args, "evaluate_images") else {}),
     )

@@ -1,0 +1,152 @@
+"""AffinityNet: `toco_kernels.methods.AffinityNet`, the second stage. It learns from what another method found, and
+refines it: `train --method affinitynet --seeds DIR`, where DIR is what `pseudo-label --keep-maps` wrote.
+"""
+
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from typing import ClassVar
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ...common.errors import bad_value
+from ...methods import (
+    AFFINITY_NET,
+    AffinityNet,
+    AffinityNetConfig,
+    AffinityNetOutput,
+    Optimisation,
+    learning_rate_factor,
+    parameter_groups,
+    with_background,
+)
+from ...methods.affinity_net.published import published_step
+from ...methods.ppc.feature_maps import STRIDE
+from ..labelled_view import LabelledCrop, LabelledView
+from . import Recipe as Base
+from . import optimisation_of
+
+# Not among the method's own settings: they have names that all methods share.
+_ELSEWHERE = ("crop_size", "batch_size", "optimisation")
+
+
+def _preset(config: AffinityNetConfig, **others) -> dict:
+    optimisation = asdict(config.optimisation)
+    return {
+        "backbone": "resnet50.tv_in1k",
+        "backbone_options": {},
+        "pretrained": True,
+        "freeze_norms": True,
+        "freeze_stem": True,
+        "checkpointing": False,
+        "steps": optimisation.pop("steps"),
+        "lr": optimisation.pop("lr"),
+        "optimisation": optimisation,
+        "batch_size": config.batch_size,
+        "background": None,  # it walks with the classes
+        "seed_background": 0.26,  # of the seeds, where they are measured for comparison
+        "augmentation": asdict(LabelledCrop(config.crop_size)),
+        "cam_scales": (1.0,),
+        "config": {key: value for key, value in asdict(config).items() if key not in _ELSEWHERE},
+    } | others
+
+
+class Recipe(Base):
+    """AffinityNet. `voc` as PPC sets it."""
+
+    seeds = True
+    presets: ClassVar = {
+        "voc": _preset(AFFINITY_NET),
+        "shapes": _preset(
+            replace(
+                AFFINITY_NET,
+                inner_pairs=False,
+                projections=(16, 16, 16),
+                features=48,
+                walk_steps=64,
+                background=0.4,
+                optimiser="adamw",
+                optimisation=Optimisation(
+                    100,
+                    lr=2e-3,
+                    head_factor=1.0,
+                    weight_decay=0.05,
+                    warmup_steps=10,
+                    warmup_ratio=0.01,
+                    restart_after_warmup=False,
+                ),
+            ),
+            backbone="resnet10t",
+            backbone_options={"channels": [16, 32, 64, 96], "stem_width": 8},
+            pretrained=False,
+            freeze_norms=False,
+            freeze_stem=False,
+            batch_size=16,
+            seed_background=0.5,
+            augmentation={"size": 192, "scale": 2.0, "jitter": [0.2, 0.2, 0.1, 0.0]},
+        ),
+    }
+
+    def config(self) -> AffinityNetConfig:
+        """The method's configuration."""
+        settings = self.settings
+        return AffinityNetConfig(
+            **{name: tuple(value) if isinstance(value, list) else value for name, value in settings["config"].items()},
+            crop_size=settings["augmentation"]["size"],
+            batch_size=settings["batch_size"],
+            optimisation=optimisation_of(settings),
+        )
+
+    def build(self, process_group: dist.ProcessGroup | None = None) -> nn.Module:
+        """The module."""
+        if [*self.settings["cam_scales"]] != [1.0]:
+            raise bad_value("cam_scales", "be [1.0]: affinities are those of one scale", self.settings["cam_scales"])
+        names = ("pretrained", "freeze_norms", "freeze_stem", "checkpointing", "backbone_options")
+        options = {name: self.settings[name] for name in names}
+        return AffinityNet(self.settings["backbone"], config=self.config(), process_group=process_group, **options)
+
+    def views(self) -> Callable[..., dict]:
+        """A crop of the photograph, and of its label."""
+        config = self.config()
+        return LabelledView(LabelledCrop(**self.settings["augmentation"]), config.mean, config.std, STRIDE)
+
+    def published_step(self, module: nn.Module, batch: dict, step: int) -> AffinityNetOutput:
+        """The published sequence of operations."""
+        return published_step(module, batch["images"], views=batch["views"])
+
+    def optimizer(self, module: nn.Module) -> torch.optim.Optimizer:
+        """SGD without momentum, as published, or AdamW."""
+        config = self.config()
+        groups = parameter_groups(module, config.optimisation)
+        if config.optimiser == "adamw":
+            return torch.optim.AdamW(groups, betas=config.optimisation.betas)
+        return torch.optim.SGD(groups, lr=config.optimisation.lr)
+
+    def lr_factor(self, step: int) -> float:
+        """The published schedule."""
+        return learning_rate_factor(step, self.config().optimisation)
+
+    def cams(
+        self,
+        module: AffinityNet,
+        images: Tensor,  # (B, 3, H, W)
+        image_labels: Tensor,  # (B, C)
+        seeds: Tensor,  # (B, C, h, w), or (B, C + 1, h, w) with a background of their own
+    ) -> dict[str, Tensor]:  # (B, C + 1, H, W) each
+        """`cam`, the maps after the walk, and `seed`, those before it with the background that they are measured with."""
+        own = seeds.shape[1] == len(self.classes)
+        config, scale = module.config, self.settings["augmentation"]["scale"]
+        start = seeds if own else with_background(seeds, background=config.background, power=config.background_power)
+        size = [max(1, round(scale * side)) for side in images.shape[2:]]
+        walked = module.walk(_resized(images, size), _resized(start, size))
+        before = seeds if own else with_background(seeds, background=self.settings["seed_background"])
+        return {"cam": _resized(walked, images.shape[2:]), "seed": before}
+
+
+def _resized(maps: Tensor, size: torch.Size | list[int]) -> Tensor:
+    """Bilinear, where need be."""
+    if [*maps.shape[2:]] == [*size]:
+        return maps
+    return F.interpolate(maps, size=tuple(size), mode="bilinear", align_corners=False)
