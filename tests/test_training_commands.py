@@ -16,7 +16,17 @@ from voc_folder import CLASSES, LABELS, make_folder
 from toco_kernels.__main__ import main
 from toco_kernels.cli import pseudo_label as pseudo_label_command
 from toco_kernels.cli import train as train_command
-from toco_kernels.training import coco, evaluation, files, folder, image_labels, protocols, pseudo_labels, refine
+from toco_kernels.training import (
+    coco,
+    evaluation,
+    files,
+    folder,
+    image_labels,
+    protocols,
+    pseudo_labels,
+    recipes,
+    refine,
+)
 from toco_kernels.training.data import spread
 from toco_kernels.training.miou import Confusion
 from toco_kernels.training.protocols import PROTOCOLS
@@ -167,6 +177,7 @@ def test_mistakes_in_arguments(words, message, capsys):
 
 def test_names_are_those_of_the_trainer():
     assert pseudo_label_command.REFINEMENTS == refine.REFINEMENTS
+    assert train_command.METHODS == recipes.METHODS
     assert train_command.assignment("a.b=[1, 2]") == ("a.b", [1, 2])
     assert train_command.assignment("a=text") == ("a", "text")
 

@@ -17,10 +17,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
     parser.add_argument("--run", type=Path, required=True, metavar="RUN", help="what train wrote")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="where NAME.png go; it may be resumed")
-    parser.add_argument("--split", help="of the data that it was trained on, or several: train,val (default: the first)")
+    parser.add_argument(
+        "--split", help="of the data that it was trained on, or several: train,val (default: the first)"
+    )
     parser.add_argument("--images", type=positive_int, metavar="N", help="of each split, evenly spaced (default: all)")
-    parser.add_argument("--keep-maps", action="store_true", help="write NAME.npz too, its class maps: train --seeds DIR")
-    parser.add_argument("--seeds", type=Path, metavar="DIR", help="class maps for affinitynet (default: as in training)")
+    parser.add_argument(
+        "--keep-maps", action="store_true", help="write NAME.npz too, its class maps: train --seeds DIR"
+    )
+    parser.add_argument(
+        "--seeds", type=Path, metavar="DIR", help="class maps for affinitynet (default: as in training)"
+    )
     parser.add_argument("--source", default="cam", choices=["cam", "seg"], help="CAMs or segmentation (default: cam)")
     parser.add_argument(
         "--scales",
@@ -41,8 +47,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--alphas",
         type=scales,
         metavar="LOW,HIGH",
-        help="in place of both: the background's score is (1 - the largest CAM) to these powers, and pixels that only one "
-        "calls an object stay open: labels for affinitynet",
+        help="in place of both: the background's score is (1 - the largest CAM) to these powers, and pixels that only "
+        "one calls an object stay open: labels for affinitynet",
     )
     parser.add_argument("--size", type=natural_int, metavar="N", help="squash photographs to N x N for the network")
     parser.add_argument("--workers", type=natural_int, default=0, metavar="N", help="processes that refine and write")

@@ -12,7 +12,7 @@ METHODS = (ToCo, PPC, AffinityNet)
 
 
 def parameter_groups(model: nn.Module, optimisation: Optimisation) -> list[dict]:
-    """The trained parameters of a `ToCo`, `PPC` or `AffinityNet` in groups, for `torch.optim.AdamW` or any other optimiser.
+    """The trained parameters of a `ToCo`, a `PPC` or an `AffinityNet` in groups, for `torch.optim.AdamW` or any other.
 
     As published, all decay alike, and all but the backbone learn `head_factor` times as fast. Frozen parameters and the
     teacher are in none of them. Empty groups, as of a frozen backbone, are left out.

@@ -103,7 +103,9 @@ class Samples(Dataset):
             with keyed(self.seed, epoch, wanted), one_thread():
                 sample = self.views(*pictures)
             return sample | {"image_labels": torch.from_numpy(self.data.labels(index)), "problems": problems}
-        raise DataError(self.data.names[self.indices[wanted]], f"and all other photographs cannot be used; {problems[0]}")
+        raise DataError(
+            self.data.names[self.indices[wanted]], f"and all other photographs cannot be used; {problems[0]}"
+        )
 
 
 def collate(samples: list[dict]) -> dict:

@@ -1,4 +1,4 @@
-"""The one view that AffinityNet trains on: a crop of a photograph, and of a label that is sure of some of its pixels."""
+"""The one view that AffinityNet trains on: a crop of a photograph, and of a label sure of some pixels."""
 
 from dataclasses import dataclass
 

@@ -65,7 +65,9 @@ def read_maps(file: Path, classes: int, size: tuple[int, int]) -> np.ndarray:  #
         height, width = maps.shape[1:]
         raise DataError(file, f"is {width} x {height} pixels, its photograph {size[1]} x {size[0]}")
     if places.size and (places.max() >= classes or len(set(places.tolist())) < len(places)):
-        raise DataError(file, f"holds the classes {places.tolist()}; there are {classes}, 0 to {classes - 1}, each once")
+        raise DataError(
+            file, f"holds the classes {places.tolist()}; there are {classes}, 0 to {classes - 1}, each once"
+        )
     found = np.zeros((classes, *size), np.float32)
     found[places] = maps
     return found if 0 in places else found[1:]

@@ -1,4 +1,4 @@
-"""AffinityNet: a network learns which neighbouring pixels belong together, and class maps walk along what it learned."""
+"""AffinityNet: a network learns which neighbouring pixels belong together, and class maps walk along that."""
 
 from .config import AFFINITY_NET, AFFINITY_NET_TINY, AffinityNetConfig
 from .criterion import AffinityNetOutput, affinity_net_losses

@@ -43,9 +43,7 @@ class AffinityNetConfig:
     background: float = 0.27
     background_power: float | None = None
     optimisation: Optimisation = field(
-        default_factory=lambda: Optimisation(
-            10_576, lr=0.01, head_factor=10.0, weight_decay=5e-4, warmup_steps=0
-        )
+        default_factory=lambda: Optimisation(10_576, lr=0.01, head_factor=10.0, weight_decay=5e-4, warmup_steps=0)
     )
     optimiser: str = "sgd"
     crop_size: int = 448

@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+import torch
 import torch.distributed as dist
 from torch import Tensor
 
@@ -73,11 +74,10 @@ def affinity_net_losses(
     if process_group is not None:
         every, known = gathered(every, process_group), gathered(known, process_group)
     background, foreground, negative = pair_kinds(known, config.radius, config.inner_pairs)
-    alike, different = -(every + EPSILON).log(), -(1 + EPSILON - every).log()
-    terms = (background, alike), (foreground, alike), (negative, different)
-    losses = {
-        name: (term * chosen).sum() / (chosen.sum() + EPSILON)
-        for name, (chosen, term) in zip(AFFINITY_NET_LOSSES, terms, strict=True)
-    }
+    losses = {}
+    for name, chosen in zip(AFFINITY_NET_LOSSES, (background, foreground, negative), strict=True):
+        likely = 1 - every if name == "negative" else every
+        terms = -(torch.where(chosen, likely, 1) + EPSILON).log() * chosen  # others are not read, were they NaN
+        losses[name] = terms.sum() / (chosen.sum() + EPSILON)
     loss = sum(config.weights[name] * losses[name] for name in losses)
     return AffinityNetOutput(loss, losses, affinities)

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from ..._library import accumulate_dtype
+from ..._library import accumulate_dtype, no_second_derivative
 from ...affinity_propagate.reference import offsets, shifted
 from ...common.checks import check_floating, check_tensor
 from ...common.errors import integer
@@ -56,9 +56,9 @@ class _PairAffinity(torch.autograd.Function):
         return affinities
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
-        features, affinities = ctx.saved_tensors
+        saved, affinities = ctx.saved_tensors
+        features, affinities = saved.detach(), affinities.detach()
         x = features.to(affinities.dtype)
         _, channels, height, width = x.shape
         scaled = grad * affinities / -channels
@@ -68,7 +68,10 @@ class _PairAffinity(torch.autograd.Function):
             change = (x[start] - x[end]).sign_() * scaled[:, k][start][:, None]
             grad_x[start] += change
             grad_x[end] -= change
-        return grad_x.to(features.dtype), None
+        grad_x = grad_x.to(features.dtype)
+        if torch.is_grad_enabled():  # create_graph=True
+            grad_x = no_second_derivative("affinities have", grad_x.detach(), saved)
+        return grad_x, None
 
 
 def _ends(step: tuple[int, int], height: int, width: int) -> tuple[tuple, tuple]:

@@ -1,4 +1,4 @@
-"""AffinityNet's training step and its walk as published: what the module is tested and certified against. Never optimised.
+"""AffinityNet's training step and its walk as published: what the module is compared with. Never optimised.
 
 It uses the parameters of an `AffinityNet` and nothing else of it. Features of both ends of all pairs are gathered, and
 the walk multiplies with a dense matrix of N × N pixels, squared where the number of steps is a power of two.

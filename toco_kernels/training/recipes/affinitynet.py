@@ -85,7 +85,7 @@ class Recipe(Base):
             freeze_stem=False,
             batch_size=16,
             seed_background=0.5,
-            augmentation={"size": 192, "scale": 2.0, "jitter": [0.2, 0.2, 0.1, 0.0]},
+            augmentation={"size": 128, "scale": 2.0, "jitter": [0.2, 0.2, 0.1, 0.0]},
         ),
     }
 
@@ -135,7 +135,7 @@ class Recipe(Base):
         image_labels: Tensor,  # (B, C)
         seeds: Tensor,  # (B, C, h, w), or (B, C + 1, h, w) with a background of their own
     ) -> dict[str, Tensor]:  # (B, C + 1, H, W) each
-        """`cam`, the maps after the walk, and `seed`, those before it with the background that they are measured with."""
+        """`cam`, the maps after the walk, and `seed`, those before it with the background to measure by."""
         own = seeds.shape[1] == len(self.classes)
         config, scale = module.config, self.settings["augmentation"]["scale"]
         start = seeds if own else with_background(seeds, background=config.background, power=config.background_power)
