@@ -70,12 +70,12 @@ def test_affinities_of_all_pairs(size, radius):
 
 
 def test_gradcheck_and_what_is_kept():
-    features = torch.randn(1, 3, 4, 5, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda x: pair_affinity(x, radius=3), features)
+    features = torch.randn(1, 2, 3, 4, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda x: pair_affinity(x, radius=2), features)
     kept = []
     with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x.numel()), lambda _: None):
         pair_affinity(features, radius=3)
-    assert sum(kept) == features.numel() + len(offsets(3)) * 20, "no copies of the features for each neighbour"
+    assert sum(kept) == features.numel() + len(offsets(3)) * 12, "no copies of the features for each neighbour"
     (grad,) = torch.autograd.grad(pair_affinity(features, radius=3).sum(), features, create_graph=True)
     with pytest.raises(RuntimeError, match="affinities have no second derivative"):
         grad.sum().backward()
@@ -185,7 +185,7 @@ def test_it_learns_a_border():
     labels = torch.zeros(1, 8, 8, dtype=torch.int64)
     labels[..., 4:] = 1
     optimizer = torch.optim.Adam(parameter_groups(model, config.optimisation))
-    for _ in range(40):
+    for _ in range(20):
         optimizer.zero_grad()
         output = model(images, views={"labels": labels})
         output.loss.backward()
