@@ -293,7 +293,7 @@ def test_two_processes_are_one(monkeypatch):
         (lambda b: AffinityNetConfig(projections=(1, 2)), "projections must be three numbers of channels, got"),
         (lambda b: AffinityNetConfig(weights={"foreground": 1}), "weights must name the losses"),
         (lambda b: AffinityNetConfig(optimiser="adam"), "optimiser must be one of"),
-        (lambda b: AffinityNetConfig(background=27), r"background must be in \[0, 1\], got 27"),
+        (lambda b: AffinityNetConfig(background_score=27), r"background_score must be in \[0, 1\], got 27"),
         (lambda b: AffinityNetConfig(background_power=0), "background_power must be None or positive, got 0"),
     ],
 )

@@ -134,9 +134,9 @@ def test_resumed_bit_for_bit(tmp_path, data, monkeypatch):
 def test_the_walk_is_that_of_the_class_maps(tmp_path, data):
     """Without steps it is what was found, at the grid's resolution; the setting of the background decides."""
     found = data.pop("seeds")
-    metrics = quiet(small_job(tmp_path / "few", found, "config.walk_steps=0", "config.background=0.3", **data))
+    metrics = quiet(small_job(tmp_path / "few", found, "config.walk_steps=0", "config.background_score=0.3", **data))
     assert metrics["cam_miou"] > 0.5
-    metrics = quiet(small_job(tmp_path / "none", found, "config.background=1.0", **data))
+    metrics = quiet(small_job(tmp_path / "none", found, "config.background_score=1.0", **data))
     assert metrics["details"]["cam"]["per_class"]["cat"] == 0
 
 

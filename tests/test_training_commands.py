@@ -142,7 +142,10 @@ def test_certify(tmp_path, capsys):
         (("--preset", "nosuch"), "preset must be one of shapes, voc, got 'nosuch'"),
         (("--data", "folder", "--preset", "voc"), "root must be the folder of folder, got none"),
         (("--data", "folder", "--preset", "voc", "--root", "/nosuch"), "/nosuch: is missing"),
-        (("--method", "nosuch"), "method must be one of toco, ppc, tkp-pcl, affinitynet, or a Python file, got 'nosuch'"),
+        (
+            ("--method", "nosuch"),
+            "method must be one of toco, ppc, tkp-pcl, affinitynet, or a Python file, got 'nosuch'",
+        ),
         (("--method", "nosuch.py"), "method must be a file that exists, got 'nosuch.py'"),
     ],
 )

@@ -22,9 +22,9 @@ class AffinityNetConfig:
         projections: channels of the three projections, of the backbone's low, middle and top features.
         features: channels whose distance is the affinity.
         beta, walk_steps: of the random walk. Published: 8, and 64 on SEAM and PPC or 256 in the paper's code.
-        background: the score of the background that walks with the seeds.
+        background_score: of the background, which walks with the seeds.
         background_power: None, or the background's score is (1 - the largest of the seeds) to this power, as in the
-            paper's code, where it is 16, and `background` is not read.
+            paper's code, where it is 16, and `background_score` is not read.
         optimisation: learning rate, schedule, weight decay.
         optimiser: "sgd", without momentum, as published; or "adamw".
         crop_size, batch_size: of an image in pixels, and of one process, for data loaders.
@@ -40,7 +40,7 @@ class AffinityNetConfig:
     features: int = 448
     beta: float = 8.0
     walk_steps: int = 64
-    background: float = 0.27
+    background_score: float = 0.27
     background_power: float | None = None
     optimisation: Optimisation = field(
         default_factory=lambda: Optimisation(10_576, lr=0.01, head_factor=10.0, weight_decay=5e-4, warmup_steps=0)
@@ -65,8 +65,8 @@ class AffinityNetConfig:
             integer(getattr(self, name), name, least=least)
         if not 0 < number(self.beta, "beta") < float("inf"):
             raise bad_value("beta", "be > 0 and finite", self.beta)
-        if not 0 <= number(self.background, "background") <= 1:
-            raise bad_value("background", "be in [0, 1]", self.background)
+        if not 0 <= number(self.background_score, "background_score") <= 1:
+            raise bad_value("background_score", "be in [0, 1]", self.background_score)
         if self.background_power is not None and not number(self.background_power, "background_power") > 0:
             raise bad_value("background_power", "be None or positive", self.background_power)
 

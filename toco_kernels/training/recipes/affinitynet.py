@@ -18,55 +18,38 @@ from ...methods import (
     AffinityNetConfig,
     AffinityNetOutput,
     Optimisation,
-    learning_rate_factor,
     parameter_groups,
     with_background,
 )
 from ...methods.affinity_net.published import published_step
 from ...methods.ppc.feature_maps import STRIDE
 from ..labelled_view import LabelledCrop, LabelledView
-from . import Recipe as Base
-from . import optimisation_of
+from .configured import ConfiguredRecipe, preset_of
 
-# Not among the method's own settings: they have names that all methods share.
-_ELSEWHERE = ("crop_size", "batch_size", "optimisation")
-
-
-def _preset(config: AffinityNetConfig, **others) -> dict:
-    optimisation = asdict(config.optimisation)
-    return {
-        "backbone": "resnet50.tv_in1k",
-        "backbone_options": {},
-        "pretrained": True,
-        "freeze_norms": True,
-        "freeze_stem": True,
-        "checkpointing": False,
-        "steps": optimisation.pop("steps"),
-        "lr": optimisation.pop("lr"),
-        "optimisation": optimisation,
-        "batch_size": config.batch_size,
-        "background": None,  # it walks with the classes
-        "seed_background": 0.26,  # of the seeds, where they are measured for comparison
-        "augmentation": asdict(LabelledCrop(config.crop_size)),
-        "cam_scales": (1.0,),
-        "config": {key: value for key, value in asdict(config).items() if key not in _ELSEWHERE},
-    } | others
+_OWN = {
+    "backbone": "resnet50.tv_in1k",
+    "freeze_norms": True,
+    "freeze_stem": True,
+    "augmentation": asdict(LabelledCrop(AFFINITY_NET.crop_size)),
+    "seed_background": 0.26,  # of the seeds, where they are measured for comparison
+}
 
 
-class Recipe(Base):
+class Recipe(ConfiguredRecipe):
     """AffinityNet. `voc` as PPC sets it."""
 
     seeds = True
+    configuration = AffinityNetConfig
     presets: ClassVar = {
-        "voc": _preset(AFFINITY_NET),
-        "shapes": _preset(
+        "voc": preset_of(AFFINITY_NET, _OWN),
+        "shapes": preset_of(
             replace(
                 AFFINITY_NET,
                 inner_pairs=False,
                 projections=(16, 16, 16),
                 features=48,
                 walk_steps=64,
-                background=0.4,
+                background_score=0.4,
                 optimiser="adamw",
                 optimisation=Optimisation(
                     100,
@@ -78,6 +61,7 @@ class Recipe(Base):
                     restart_after_warmup=False,
                 ),
             ),
+            _OWN,
             backbone="resnet10t",
             backbone_options={"channels": [16, 32, 64, 96], "stem_width": 8},
             pretrained=False,
@@ -89,22 +73,11 @@ class Recipe(Base):
         ),
     }
 
-    def config(self) -> AffinityNetConfig:
-        """The method's configuration."""
-        settings = self.settings
-        return AffinityNetConfig(
-            **{name: tuple(value) if isinstance(value, list) else value for name, value in settings["config"].items()},
-            crop_size=settings["augmentation"]["size"],
-            batch_size=settings["batch_size"],
-            optimisation=optimisation_of(settings),
-        )
-
     def build(self, process_group: dist.ProcessGroup | None = None) -> nn.Module:
         """The module."""
         if [*self.settings["cam_scales"]] != [1.0]:
             raise bad_value("cam_scales", "be [1.0]: affinities are those of one scale", self.settings["cam_scales"])
-        names = ("pretrained", "freeze_norms", "freeze_stem", "checkpointing", "backbone_options")
-        options = {name: self.settings[name] for name in names}
+        options = self.options("freeze_norms", "freeze_stem")
         return AffinityNet(self.settings["backbone"], config=self.config(), process_group=process_group, **options)
 
     def views(self) -> Callable[..., dict]:
@@ -124,10 +97,6 @@ class Recipe(Base):
             return torch.optim.AdamW(groups, betas=config.optimisation.betas)
         return torch.optim.SGD(groups, lr=config.optimisation.lr)
 
-    def lr_factor(self, step: int) -> float:
-        """The published schedule."""
-        return learning_rate_factor(step, self.config().optimisation)
-
     def cams(
         self,
         module: AffinityNet,
@@ -138,7 +107,9 @@ class Recipe(Base):
         """`cam`, the maps after the walk, and `seed`, those before it with the background to measure by."""
         own = seeds.shape[1] == len(self.classes)
         config, scale = module.config, self.settings["augmentation"]["scale"]
-        start = seeds if own else with_background(seeds, background=config.background, power=config.background_power)
+        start = (
+            seeds if own else with_background(seeds, background=config.background_score, power=config.background_power)
+        )
         size = [max(1, round(scale * side)) for side in images.shape[2:]]
         walked = module.walk(_resized(images, size), _resized(start, size))
         before = seeds if own else with_background(seeds, background=self.settings["seed_background"])
