@@ -60,15 +60,16 @@ def study(out: Path, quick: bool) -> list[dict]:
     """Train what is missing; returns a row for each run."""
     images, steps = (8, ["--steps", 2]) if quick else (512, [])
     rows = []
-    for seed in range(1 if quick else 3):
-        first, two, one = out / f"ppc-{seed}", out / f"two-{seed}", out / f"one-{seed}"
-        common = ["--seed", seed, "--evaluate-images", images, *steps]
-        before = train(first, "--method", "ppc", *common)
-        alphas = ",".join(map(str, TWO))
-        labels = ["--split", "train,test", "--images", images, "--alphas", alphas, "--refine", REFINEMENT]
-        run("pseudo-label", "--run", first, "--out", two, "--keep-maps", *labels)
-        relabel(two, one, Shapes("train"), ONE)
-        for variant, folder in (("two sets", two), ("one set", one)):
+    for variant in ("two sets", "one set"):
+        for seed in range(1 if quick else 3):
+            first, two, one = out / f"ppc-{seed}", out / f"two-{seed}", out / f"one-{seed}"
+            common = ["--seed", seed, "--evaluate-images", images, *steps]
+            before = train(first, "--method", "ppc", *common)
+            alphas = ",".join(map(str, TWO))
+            labels = ["--split", "train,test", "--images", images, "--alphas", alphas, "--refine", REFINEMENT]
+            run("pseudo-label", "--run", first, "--out", two, "--keep-maps", *labels)
+            relabel(two, one, Shapes("train"), ONE)
+            folder = two if variant == "two sets" else one
             metrics = train(out / f"net-{folder.name}", "--method", "affinitynet", "--seeds", folder, *common)
             numbers = metrics | {"seed_par_miou": before["pseudo_label_miou"]}
             row = {"variant": variant, "seed": seed, "steps": metrics["steps"], "images": metrics["images"]}
