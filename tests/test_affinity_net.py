@@ -9,7 +9,10 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 from affinity_net_inputs import tiny_batch, tiny_net
+
+from torch.distributed.device_mesh import init_device_mesh
 
 from toco_kernels import methods
 from toco_kernels.affinity_propagate.reference import offsets
@@ -22,6 +25,7 @@ from toco_kernels.methods import (
     grid_labels,
     pair_affinity,
     parameter_groups,
+    shard_,
     with_background,
 )
 from toco_kernels.methods.affinity_net import criterion
@@ -251,6 +255,24 @@ def test_two_processes_are_one(monkeypatch):
     net = tiny_net(process_group="both")
     assert copy.deepcopy(net).process_group == "both"
     assert pickle.loads(pickle.dumps(net)).process_group is None
+
+
+@pytest.mark.skipif(not dist.is_available() or not dist.is_gloo_available(), reason="torch without gloo")
+def test_a_sharded_model():
+    """FSDP2, on one process: the same losses and maps."""
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        batch, net = tiny_batch(), tiny_net(ALL_PAIRS)
+        maps = torch.rand(2, 3, 64, 72)
+        expected = net(**batch).losses, net.walk(batch["images"], maps)
+        sharded = shard_(tiny_net(ALL_PAIRS), init_device_mesh("cpu", (1,)))
+        walked = sharded.walk(batch["images"], maps)
+        output = sharded(**batch)
+        output.loss.backward()
+        torch.testing.assert_close((output.losses, walked), expected)
+        assert sharded.joint.weight.grad.full_tensor().norm() > 0
+    finally:
+        dist.destroy_process_group()
 
 
 # Mistakes
