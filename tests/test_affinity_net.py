@@ -11,7 +11,6 @@ import pytest
 import torch
 import torch.distributed as dist
 from affinity_net_inputs import tiny_batch, tiny_net
-
 from torch.distributed.device_mesh import init_device_mesh
 
 from toco_kernels import methods

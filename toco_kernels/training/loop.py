@@ -32,6 +32,7 @@ def _train(job: Job, processes: Processes, resume: bool, show_progress: bool) ->
         "classes": trainer.data.classes,
         "label_source": trainer.data.label_source,
         "weights_sha256": trainer.weights_hash,
+        "seeds_made_with": seeds.made_with(job.seeds) if job.seeds else None,
         "world": processes.world,
         "device": str(processes.device),
         "versions": records.versions(),

@@ -22,11 +22,13 @@ class CRF:
         gaussian: sigma in pixels and weight of the filter of positions.
         bilateral: sigma in pixels, sigma of colours, and weight of the filter of both.
         certainty: None, and it starts from probabilities; or from hard labels that are right with this probability.
+        labels: among how many labels the rest of it is shared; None: among those that the image shows.
     """
 
     gaussian: tuple[float, float]
     bilateral: tuple[float, float, float]
     certainty: float | None = None
+    labels: int | None = None
     iterations: int = 10
 
 
@@ -34,7 +36,7 @@ CRF_PRESETS = {
     "toco-test": CRF((1, 1), (121, 5, 4)),
     "label-crf": CRF((3, 3), (50, 5, 10), certainty=0.7),  # SEAM, EPS and PPC
     "vit-pcm": CRF((1, 3), (67, 3, 4)),
-    "affinitynet": CRF((3, 3), (80, 13, 10), certainty=0.7),  # PPC's labels for AffinityNet
+    "affinitynet": CRF((3, 3), (80, 13, 10), certainty=0.7, labels=21),  # PPC's labels for AffinityNet
 }
 REFINEMENTS = ("none", "par", *CRF_PRESETS)
 SOURCES = ("cam", "seg")
@@ -151,7 +153,8 @@ def crf(
         start = scores / np.maximum(scores.sum(0), 1e-5)
     else:
         winner = scores.argmax(0) == np.arange(len(scores))[:, None, None]
-        start = np.where(winner, preset.certainty, (1 - preset.certainty) / (len(scores) - 1))
+        others = max(preset.labels or 0, len(scores)) - 1
+        start = np.where(winner, preset.certainty, (1 - preset.certainty) / others)
     return dense_crf(
         image,
         start.astype(np.float32),

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .files import DataError, write_whole
+from .files import DataError, read_json, write_whole
 
 
 def label_file(folder: Path, name: str) -> Path:
@@ -76,6 +76,12 @@ def read_maps(file: Path, classes: int, size: tuple[int, int]) -> np.ndarray:  #
 def of(folder: Path, data, index: int, image: np.ndarray) -> np.ndarray:  # (H, W, 3) -> (C or C + 1, H, W)
     """The class maps of photograph number `index` of a data set, which is `image`."""
     return read_maps(maps_file(folder, data.names[index]), len(data.classes), image.shape[:2])
+
+
+def made_with(folder: Path) -> object:
+    """What `pseudo-label` says of them; None for a folder that something else wrote."""
+    file = folder / "settings.json"
+    return read_json(file) if file.exists() else None
 
 
 def absent(files: Sequence[Path]) -> list[Path]:
