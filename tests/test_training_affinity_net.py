@@ -151,6 +151,10 @@ def test_maps_with_a_background_of_their_own(tmp_path):
     added = recipe.cams(module, images, labels, own[:, 1:])
     assert (added["seed"][:, 0] == settings["seed_background"]).all()
     torch.testing.assert_close(added["cam"][:, 1:], maps["cam"][:, 1:])
+    one = recipe.cams(module, images[..., :16, :20], torch.tensor([[0, 1.0]]), own)["cam"]  # squashed; a dog alone
+    assert one.shape == own.shape
+    assert not one[:, 1].any()
+    assert one[:, 2].any()
 
 
 # Labels by two exponents
@@ -292,6 +296,16 @@ def test_what_cannot_be_measured(tmp_path, data):
     with pytest.warns(UserWarning, match="there are no class maps of val: none is measured or drawn"):
         metrics = quiet(small_job(tmp_path / "none", found, picture_every=2, evaluate_every=2, **data))
     assert metrics["cam_miou"] is None
+
+
+def test_other_seeds_end_a_resumed_run(tmp_path, data):
+    found = data.pop("seeds")
+    files.write_json(found / "settings.json", {"weights_sha256": "one"})
+    job = small_job(tmp_path / "run", found, "steps=1", **data)
+    quiet(job)
+    files.write_json(found / "settings.json", {"weights_sha256": "other"})
+    with pytest.raises(DataError, match=r"says otherwise \(seeds_made_with: .*one.* then, .*other.* now\)"):
+        quiet(job, resume=True)
 
 
 def test_seeds_are_for_second_stages(tmp_path, data):

@@ -90,7 +90,9 @@ class Settings:
 
     def background(self, cams: np.ndarray, level: float) -> np.ndarray:  # (n, H, W) -> (1, H, W)
         """The score of the background at a level."""
-        return np.full_like(cams[:1], level) if self.alphas is None else (1 - cams.max(0, keepdims=True)) ** level
+        if self.alphas is None:
+            return np.full_like(cams[:1], level)
+        return np.maximum(0, 1 - cams.max(0, keepdims=True)) ** level
 
     def maps_of(self, shown: np.ndarray) -> np.ndarray:  # (n,) -> (n,) or (n + 1,)
         """The places of the maps that the classes shown, counted from 0, are decided by."""

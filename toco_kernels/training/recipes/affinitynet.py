@@ -103,17 +103,20 @@ class Recipe(ConfiguredRecipe):
         images: Tensor,  # (B, 3, H, W)
         image_labels: Tensor,  # (B, C)
         seeds: Tensor,  # (B, C, h, w), or (B, C + 1, h, w) with a background of their own
-    ) -> dict[str, Tensor]:  # (B, C + 1, H, W) each
+    ) -> dict[str, Tensor]:  # (B, C + 1, h, w) each
         """`cam`, the maps after the walk, and `seed`, those before it with the background to measure by."""
         own = seeds.shape[1] == len(self.classes)
         config, scale = module.config, self.settings["augmentation"]["scale"]
-        start = (
-            seeds if own else with_background(seeds, background=config.background_score, power=config.background_power)
-        )
+        start = seeds
+        if not own:
+            start = with_background(seeds, background=config.background_score, power=config.background_power)
         size = [max(1, round(scale * side)) for side in images.shape[2:]]
-        walked = module.walk(_resized(images, size), _resized(start, size))
+        shown = F.pad((image_labels != 0).any(dim=0), (1, 0), value=True)  # others would walk in vain
+        walked = torch.zeros_like(start)
+        maps = module.walk(_resized(images, size), _resized(start[:, shown], size))
+        walked[:, shown] = _resized(maps, start.shape[2:])
         before = seeds if own else with_background(seeds, background=self.settings["seed_background"])
-        return {"cam": _resized(walked, images.shape[2:]), "seed": before}
+        return {"cam": walked, "seed": before}
 
 
 def _resized(maps: Tensor, size: torch.Size | list[int]) -> Tensor:
