@@ -323,11 +323,14 @@ def test_files_for_vocs_test_server(tmp_path, monkeypatch):
     class Blind:
         module = torch.nn.Linear(1, 1)
 
+        def quantities(self):
+            return ("seg",)
+
         def segmentation(self, image, scales, flip, merge):
             return np.stack([np.zeros(image.shape[:2]), np.ones(image.shape[:2]), np.zeros(image.shape[:2])])
 
     monkeypatch.setattr(evaluation, "_predictor", lambda *_: Blind())
-    arguments = SimpleNamespace(root=root, out=tmp_path / "out", workers=0)
+    arguments = SimpleNamespace(protocol="voc-test", root=root, out=tmp_path / "out", workers=0)
     assert evaluation.export_voc_test(arguments) == 4
     assert evaluation.export_voc_test(arguments) == 4, "again"
     wanted = tmp_path / "out" / "results" / "VOC2012" / "Segmentation" / "comp6_test_cls"
