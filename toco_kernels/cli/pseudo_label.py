@@ -68,14 +68,14 @@ def run(args: argparse.Namespace) -> int:
         processes = Processes.join(args.device)
         changes = {"cam_scales": args.scales} if args.scales else {}
         predictor = opened.predictor(processes, size=args.size or None, changes=changes)
-        if args.source == "seg" and "seg" not in predictor.quantities():
-            raise bad_value("--source", f"be cam: method {opened.config['method']} has no segmentation", args.source)
         split = args.split or SPLITS[opened.config["data"]][0]
         parts = [opened.data(part) for part in split.split(",")]
         seeds_of = args.seeds or opened.seeds
         if args.seeds is not None and opened.seeds is None:
             raise ValueError(f"--seeds: method {opened.config['method']} makes its class maps of photographs alone")
         settings = settings_of(args, opened.background())
+        if args.source == "seg" and "seg" not in predictor.quantities():
+            raise bad_value("--source", f"be cam: method {opened.config['method']} has no segmentation", args.source)
         made_with = {"split": split, "size": args.size, "scales": args.scales, "step": opened.state["step"]}
         made_with["weights_sha256"] = runs.checkpoints.hash_of(predictor.module)
         made_with |= {"keep_maps": True} if args.keep_maps else {}
