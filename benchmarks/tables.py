@@ -3,7 +3,8 @@
     python benchmarks/tables.py [--check] [--readme PATH …] [--results DIR]
 
 A table goes between `<!-- benchmarks: NAME -->` and `<!-- /benchmarks -->`, where NAME is an operator, a room, `steps`
-for whole training steps, `summary` for a line of each operator, or `losses` for every shape where a rival is faster.
+for whole training steps, `summary` for a line of each operator, `floors` for what a GPU could do at best, or `losses`
+for every shape where a rival is faster.
 """
 
 import argparse
@@ -18,14 +19,16 @@ from toco_kernels import ROOMS
 
 OURS, LIMITS = "toco_kernels", ("copy", "blas")
 LINE = ("case", "shape", "dtype", "precision", "direction", "timer", "cache", "threads")  # what rows of one line share
+H200 = {"copy": 4.3e12, "float32": 60e12, "TF32": 390e12}  # bytes and operations a second, as others have measured
 STALE = "measured before the last change"
+PAGES = [ROOT / "README.md", ROOT / "docs/benchmarks.md", ROOT / "docs/gpu.md"]
 MARKED = re.compile(r"(<!-- benchmarks: (\w+) -->\n).*?(<!-- /benchmarks -->)", re.DOTALL)
 
 
 def main() -> str | None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="write nothing; fail when the tables are out of date")
-    parser.add_argument("--readme", type=Path, nargs="+", default=[ROOT / "README.md", ROOT / "docs/benchmarks.md"])
+    parser.add_argument("--readme", type=Path, nargs="+", default=PAGES)
     parser.add_argument("--results", type=Path, default=RESULTS)
     args = parser.parse_args()
     machines = [json.loads(file.read_text()) for file in sorted(args.results.glob("*.json"))]
@@ -119,7 +122,25 @@ def _summary(rows: list[dict]) -> str:
     return "".join(f"| {' | '.join(row)} |\n" for row in [header, ["---"] * len(header), *cells])
 
 
-WHOLE = {"losses": losses, "summary": summary}  # tables of everything, by name
+def floors(machines: list[dict]) -> str:
+    """The least time of an H200 for the first case of every operator: by bytes, and by operations."""
+    chosen: dict[str, dict] = {}
+    for row in (row for machine in machines for row in machine["rows"]):
+        first = chosen.setdefault(row["op"], row)
+        if row["case"] == first["case"] and "backward" in row["direction"]:
+            chosen[row["op"]] = row
+    header = ["operator", "case", "MB", "GFLOP", *(f"{name}, µs" for name in H200)]
+    cells = [header, ["---"] * len(header)]
+    for op in sorted(chosen, key=lambda op: (not _is_step(op), op)):
+        row, flop = chosen[op], chosen[op]["flop"]
+        times = [row["bytes"] / H200["copy"], *(flop / rate for name, rate in H200.items() if name != "copy")]
+        what = f"{row['case']}, {row['direction']}"
+        sizes = [_number(row["bytes"] / 1e6), _number(flop / 1e9)]
+        cells.append([f"`{op}`", what, *sizes, *(_number(t * 1e6) for t in times)])
+    return "".join(f"| {' | '.join(row)} |\n" for row in cells)
+
+
+WHOLE = {"losses": losses, "summary": summary, "floors": floors}  # tables of everything, by name
 
 
 def _lines(rows: list[dict]) -> list[dict[str, dict]]:

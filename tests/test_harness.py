@@ -272,6 +272,18 @@ def test_tables_show_losses_by_themselves_and_steps_first():
     assert both.index("toco_step") < both.index("class_token_contrast")
 
 
+def test_floors_are_of_bytes_and_of_operations_with_the_gradient():
+    rows = [
+        measured("toco_kernels", 2.0, direction="forward", bytes=1, flop=1),
+        measured("toco_kernels", 2.0, direction="forward+backward", bytes=8_600_000, flop=780_000_000),
+        measured("toco_kernels", 2.0, direction="forward+backward", case="another", bytes=1, flop=1),
+    ]
+    machine = {"machine": MACHINE, "commit": "abc", "rows": rows}
+    text = tables.fill("<!-- benchmarks: floors -->\n<!-- /benchmarks -->", [machine])
+    (line,) = [line for line in text.splitlines() if "class_token_contrast" in line]
+    assert line.endswith("forward+backward | 8.6 | 0.78 | 2 | 13 | 2 |")
+
+
 def test_check_detects_a_readme_that_is_out_of_date(tmp_path, monkeypatch):
     readme = tmp_path / "README.md"
     markers = [f"<!-- benchmarks: {name} -->\nold\n<!-- /benchmarks -->\n" for name in ("class_contrast", "unknown")]

@@ -8,7 +8,8 @@ import torch
 
 pytest.importorskip("torchvision", reason='needs pip install "toco-kernels[train]"')
 
-from toco_kernels.training import batches
+from toco_kernels.training import batches, recipes
+from toco_kernels.training.predictor import Predictor
 from toco_kernels.training.views import Augmentation, Views, keyed
 
 
@@ -90,3 +91,12 @@ def test_views_of_a_photograph_smaller_or_larger_than_the_crop():
             assert 0 <= y0 < y1 <= 48
             assert 0 <= x0 < x1 <= 48
             assert all(view.shape == (3, 48, 48) for view in (sample["images"], *sample["views"].values()))
+
+
+@pytest.mark.parametrize("method", ["toco", "ppc", "tkp-pcl"])
+def test_photographs_to_be_labelled_are_normalised_as_those_trained_on(method):
+    settings = recipes.find(method).preset("shapes")
+    settings["config"] = settings["config"] | {"mean": [10, 20, 30], "std": [2, 4, 8]}
+    colours = 10 + 2 * 3, 20 + 4 * 3, 30 + 8 * 3
+    predictor = Predictor(recipes.find(method)(settings, tuple("abcdef")), torch.nn.Identity(), torch.device("cpu"))
+    assert (predictor._input(np.full((8, 8, 3), colours, np.uint8)) == 3).all()

@@ -18,6 +18,10 @@ constexpr int64_t kPanel = portable::kPanel;
 // maps.
 constexpr int64_t kParts = 8;
 
+// Sinkhorn's rounds read the whole matrix many times: as much of it as this is kept from the first time, of each image
+// in flight; the scores of the rest are found anew. All of it to about N = 1000 in float32.
+constexpr int64_t kKeptBytes = int64_t(4) << 20;
+
 int64_t panels_of(int64_t n) { return (n + kPanel - 1) / kPanel; }
 
 // The normalised matrix is rows[i] * attention[i, j] * columns[j].
@@ -30,16 +34,20 @@ struct Weights {
 template <typename T, typename A = Accumulate<T>>
 class Attention {
  public:
-  Attention(HeadTokens<T> queries, HeadTokens<T> keys, AttentionShape s, const Parallel& parallel)
+  Attention(HeadTokens<T> queries, HeadTokens<T> keys, bool read_often, AttentionShape s, const Parallel& parallel)
       : queries_(queries),
         shape_(s),
         parallel_(parallel),
         strips_(panels_of(s.pixels)),
         strip_size_((panels_of(s.keys) + 1) * kPanel * kPanel),
         scratch_size_((s.heads > 1 ? 2 : 1) * strip_size_ + (s.width + 2 * kPanel) * kPanel),
+        kept_strips_(read_often ? std::min(strips_, kKeptBytes / int64_t(sizeof(A)) / strip_size_) : 0),
         keys_(s.heads * panels_of(s.keys) * kPanel * s.width),
+        kept_(kept_strips_ * (strip_size_ + kPanel)),
+        is_kept_(kept_strips_),
         scratch_(parallel.threads * scratch_size_) {
     const int64_t panels = panels_of(s.keys);
+    std::fill_n(is_kept_.data, kept_strips_, false);
     parallel.loop(s.heads * panels, grain_for(2 * kPanel * s.width), [&](int64_t begin, int64_t end, int) {
       for (int64_t k = begin; k < end; ++k) {
         const int64_t first = k % panels * kPanel;
@@ -54,7 +62,10 @@ class Attention {
   // to = maps times the attention matrix.
   void propagate(const A* maps, A* to) const {
     parallel_.loop(strips_, grain_for(work()), [&](int64_t begin, int64_t end, int thread) {
-      for (int64_t s = begin; s < end; ++s) gather(s, maps, strip(s, thread), to);
+      for (int64_t s = begin; s < end; ++s) {
+        const Strip now = strip(s, thread);
+        gather(s, maps, now, now.scales, to);
+      }
     });
   }
 
@@ -95,15 +106,17 @@ class Attention {
       if (first) std::fill_n(gathered, map_size(), A(0));
       const Strip now = strip(s, thread);
       if (find_rows) weigh_rows(s, now, weights);
-      for (int64_t i = 0; i < kPanel; ++i) now.scales[i] *= s * kPanel + i < n ? weights.rows[s * kPanel + i] : A(0);
+      alignas(64) A scales[kPanel];
+      for (int64_t i = 0; i < kPanel; ++i)
+        scales[i] = s * kPanel + i < n ? now.scales[i] * weights.rows[s * kPanel + i] : A(0);
       A* by_query = now.scratch;
       for (int64_t block = 0; block < blocks; ++block) {
         for (int64_t i = 0; i < kPanel; ++i)
           for (int64_t c = 0; c < kPanel; ++c)
-            by_query[i * kPanel + c] = now.scales[i] * maps[block * plane + (s * kPanel + i) * kPanel + c];
+            by_query[i * kPanel + c] = scales[i] * maps[block * plane + (s * kPanel + i) * kPanel + c];
         CALL_BEST_ISA(spread_scores, by_query, now.data, strips_ * kPanel, gathered + block * plane);
       }
-      gather(s, weighted.data, now, to);
+      gather(s, weighted.data, now, scales, to);
     });
     for (int64_t k = 0; k < map_size(); ++k) {
       const int64_t j = k / kPanel % (strips_ * kPanel);
@@ -117,19 +130,27 @@ class Attention {
   // Row `query` of the matrix is data[key * kPanel + query] * scales[query].
   struct Strip {
     const A* data;
-    A* scratch;  // (kPanel, kPanel)
-    A* scales;   // (kPanel)
+    A* scratch;       // (kPanel, kPanel)
+    const A* scales;  // (kPanel)
   };
 
   int64_t work() const { return kPanel * shape_.keys * (shape_.heads * (shape_.width + 16) + shape_.classes); }
 
+  // A strip's scratch is for whoever reads it, until the thread's next strip.
   Strip strip(int64_t s, int thread) const {
+    A* const scratch = scratch_.data + thread * scratch_size_;
+    A* const own = scratch + kPanel * kPanel;
+    const bool keep = s < kept_strips_;
+    A* const total = keep ? kept_.data + s * (strip_size_ + kPanel) : own;
+    A* const scales = total + strip_size_;
+    if (!keep || !is_kept_.data[s]) find_strip(s, own + strip_size_ + kPanel, total, scales);
+    if (keep) is_kept_.data[s] = true;
+    return {total + (shape_.keys - shape_.pixels) * kPanel, scratch, scales};
+  }
+
+  void find_strip(int64_t s, A* query, A* total, A* scales) const {
     const int64_t first = s * kPanel, keys = shape_.keys, panels = panels_of(keys);
-    A* const scores = scratch_.data + thread * scratch_size_;
-    A* const total = shape_.heads > 1 ? scores + strip_size_ : scores;
-    A* const query = total + strip_size_;
-    A* const scratch = query + shape_.width * kPanel;
-    A* const scales = scratch + kPanel * kPanel;
+    A* const scores = shape_.heads > 1 ? query + shape_.width * kPanel : total;
     const A scale = A(1 / std::sqrt(double(shape_.width)));
     double sums[kPanel];
     for (int64_t head = 0; head < shape_.heads; ++head) {
@@ -142,10 +163,9 @@ class Attention {
     }
     if (shape_.heads > 1) std::fill_n(scales, kPanel, A(1));
     std::fill_n(total + keys * kPanel, strip_size_ - keys * kPanel, A(0));
-    return {total + (keys - shape_.pixels) * kPanel, scratch, scales};
   }
 
-  void gather(int64_t s, const A* maps, const Strip& now, A* to) const {
+  void gather(int64_t s, const A* maps, const Strip& now, const A* scales, A* to) const {
     const int64_t plane = strips_ * kPanel * kPanel;
     for (int64_t block = 0; block < panels_of(shape_.classes); ++block) {
       const int classes = int(std::min(kPanel, shape_.classes - block * kPanel));
@@ -153,7 +173,7 @@ class Attention {
       A* const pixels = to + block * plane + s * kPanel * kPanel;
       for (int64_t i = 0; i < kPanel; ++i)
         for (int64_t c = 0; c < kPanel; ++c)
-          pixels[i * kPanel + c] = c < classes ? now.scratch[c * kPanel + i] * now.scales[i] : A(0);
+          pixels[i * kPanel + c] = c < classes ? now.scratch[c * kPanel + i] * scales[i] : A(0);
     }
   }
 
@@ -177,8 +197,10 @@ class Attention {
   const HeadTokens<T> queries_;
   const AttentionShape shape_;
   const Parallel& parallel_;
-  const int64_t strips_, strip_size_, scratch_size_;
+  const int64_t strips_, strip_size_, scratch_size_, kept_strips_;
   const Buffer<A> keys_;  // (heads, panels, D, kPanel)
+  const Buffer<A> kept_;  // (kept strips, a strip and its scales)
+  const Buffer<bool> is_kept_;
   const Buffer<A> scratch_;
 };
 
@@ -193,7 +215,7 @@ void propagate_attention_cpu(const T* cams, HeadTokens<T> queries, HeadTokens<T>
   every(s.batch, parallel, [&](int64_t b, const Parallel& threads) {
     HeadTokens<T> q = queries, k = keys;
     q.data += b * q.image, k.data += b * k.image;
-    const Attention<T> attention(q, k, s, threads);
+    const Attention<T> attention(q, k, sinkhorn > 0, s, threads);
     const Buffer<A> first(attention.map_size()), second(attention.map_size());
     A *maps = first.data, *to = second.data;
     const int64_t padded = panels_of(s.pixels) * kPanel;

@@ -15,47 +15,30 @@ from ...methods import (
     Optimisation,
     PPCConfig,
     PPCOutput,
-    learning_rate_factor,
     parameter_groups,
 )
 from ...methods.ppc.config import CONTRAST
 from ...methods.ppc.feature_maps import STRIDE
 from ...methods.ppc.published import published_step
 from ..scaled_view import ScaledCrop, ScaledView
-from . import Recipe as Base
-from . import optimisation_of
+from .configured import ConfiguredRecipe, preset_of
 
-# Not among the method's own settings: they have names that all methods share.
-_ELSEWHERE = ("num_classes", "background", "crop_size", "batch_size", "optimisation", "cam_scales")
-
-
-def _preset(config: PPCConfig, **others) -> dict:
-    optimisation = asdict(config.optimisation)
-    return {
-        "backbone": "resnet50.tv_in1k",
-        "backbone_options": {},
-        "pretrained": True,
-        "freeze_norms": True,
-        "freeze_stem": True,
-        "checkpointing": False,
-        "steps": optimisation.pop("steps"),
-        "lr": optimisation.pop("lr"),
-        "optimisation": optimisation,
-        "batch_size": config.batch_size,
-        "background": config.background,
-        "augmentation": asdict(ScaledCrop(config.crop_size)),
-        "cam_scales": config.cam_scales,
-        "config": {key: value for key, value in asdict(config).items() if key not in _ELSEWHERE},
-    } | others
+_OWN = {
+    "backbone": "resnet50.tv_in1k",
+    "freeze_norms": True,
+    "freeze_stem": True,
+    "augmentation": asdict(ScaledCrop(PPC_SEAM.crop_size)),
+}
 
 
-class Recipe(Base):
+class Recipe(ConfiguredRecipe):
     """PPC. `voc` is on SEAM, `voc-eps` on EPS, whose saliency maps are in ROOT/SALImages."""
 
+    configuration = PPCConfig
     presets: ClassVar = {
-        "voc": _preset(PPC_SEAM),
-        "voc-eps": _preset(PPC_EPS),
-        "shapes": _preset(
+        "voc": preset_of(PPC_SEAM, _OWN),
+        "voc-eps": preset_of(PPC_EPS, _OWN),
+        "shapes": preset_of(
             replace(
                 PPC_SEAM,
                 second_size=64,
@@ -76,6 +59,7 @@ class Recipe(Base):
                     restart_after_warmup=False,
                 ),
             ),
+            _OWN,
             backbone="resnet10t",
             backbone_options={"channels": [16, 32, 64, 96], "stem_width": 8},
             pretrained=False,
@@ -99,23 +83,9 @@ class Recipe(Base):
         by_head = set(CONTRAST), {"cls", "er", "saliency"}, {"min_pooling", "ecr", "saliency"}
         return config.contrast_from > 0 or not all(weighty & losses for losses in by_head)
 
-    def config(self) -> PPCConfig:
-        """The method's configuration."""
-        settings = self.settings
-        return PPCConfig(
-            **{name: tuple(value) if isinstance(value, list) else value for name, value in settings["config"].items()},
-            num_classes=len(self.classes),
-            background=settings["background"],
-            crop_size=settings["augmentation"]["size"],
-            batch_size=settings["batch_size"],
-            cam_scales=tuple(settings["cam_scales"]),
-            optimisation=optimisation_of(settings),
-        )
-
     def build(self, process_group: dist.ProcessGroup | None = None) -> nn.Module:
         """The module."""
-        names = ("pretrained", "freeze_norms", "freeze_stem", "checkpointing", "backbone_options")
-        options = {name: self.settings[name] for name in names}
+        options = self.options("freeze_norms", "freeze_stem")
         return PPC(self.settings["backbone"], config=self.config(), process_group=process_group, **options)
 
     def views(self) -> Callable[..., dict]:
@@ -141,10 +111,6 @@ class Recipe(Base):
         if config.optimiser == "adamw":
             return torch.optim.AdamW(groups, betas=config.optimisation.betas)
         return torch.optim.SGD(groups, lr=config.optimisation.lr)
-
-    def lr_factor(self, step: int) -> float:
-        """The published schedule."""
-        return learning_rate_factor(step, self.config().optimisation)
 
     def cams(self, module: nn.Module, images: Tensor, image_labels: Tensor) -> dict[str, Tensor]:
         """CAMs at the scales of the settings."""

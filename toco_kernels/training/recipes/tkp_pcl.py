@@ -5,7 +5,7 @@ pixels, 16 images, 50 epochs, Adam) and what is known of ViT-PCM's; `shapes` is 
 """
 
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import ClassVar
 
 import numpy as np
@@ -14,43 +14,27 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...methods import TKPPCL, TKPPCL_COCO, TKPPCL_VOC, Optimisation, TKPPCLConfig, TKPPCLOutput, learning_rate_factor
+from ...methods import TKPPCL, TKPPCL_COCO, TKPPCL_VOC, Optimisation, TKPPCLConfig, TKPPCLOutput
 from ...methods.tkp_pcl.published import published_step
 from ..views import Augmentation, Views, as_tensor
-from . import Recipe as Base
-from . import optimisation_of
+from .configured import ConfiguredRecipe, preset_of
 
-_ELSEWHERE = ("num_classes", "crop_size", "batch_size", "optimisation", "mean", "std")  # not among the method's own
-
-
-def _preset(config: TKPPCLConfig, **others) -> dict:
-    optimisation = asdict(config.optimisation)
-    return {
-        "backbone": "vit_base_patch16_384.orig_in21k_ft_in1k",
-        "backbone_options": {},
-        "pretrained": True,
-        "train_positions": False,
-        "checkpointing": False,
-        "steps": optimisation.pop("steps"),
-        "lr": optimisation.pop("lr"),
-        "optimisation": optimisation,
-        "batch_size": config.batch_size,
-        "background": None,  # it is a class of its own
-        "augmentation": {"size": config.crop_size, "rescale": None, "grey": 0.0, "blur": [0.0, 0.0, 0.0]},
-        "cam_scales": (1.0,),
-        "cam_flip": False,
-        "config": {key: value for key, value in asdict(config).items() if key not in _ELSEWHERE},
-    } | others
+_OWN = {
+    "backbone": "vit_base_patch16_384.orig_in21k_ft_in1k",
+    "train_positions": False,
+    "augmentation": {"size": TKPPCL_VOC.crop_size, "rescale": None, "grey": 0.0, "blur": [0.0, 0.0, 0.0]},
+    "cam_flip": False,
+}
 
 
-class Recipe(Base):
+class Recipe(ConfiguredRecipe):
     """TKP-PCL. Its pseudo labels then train a segmenter of one's own choice: there is none here."""
 
-    mean, std = TKPPCL_VOC.mean, TKPPCL_VOC.std
+    configuration = TKPPCLConfig
     presets: ClassVar = {
-        "voc": _preset(TKPPCL_VOC),
-        "coco": _preset(TKPPCL_COCO),
-        "shapes": _preset(
+        "voc": preset_of(TKPPCL_VOC, _OWN),
+        "coco": preset_of(TKPPCL_COCO, _OWN),
+        "shapes": preset_of(
             replace(
                 TKPPCL_VOC,
                 mean_steps=30,
@@ -68,6 +52,7 @@ class Recipe(Base):
                     restart_after_warmup=False,
                 ),
             ),
+            _OWN,
             backbone="vit_tiny_patch16_224",
             backbone_options={"embed_dim": 96, "depth": 2, "num_heads": 3, "patch_size": 8, "img_size": 96},
             pretrained=False,
@@ -88,29 +73,10 @@ class Recipe(Base):
         """While the backbone is frozen."""
         return self.settings["config"]["frozen_steps"] > 0
 
-    def config(self) -> TKPPCLConfig:
-        """The method's configuration."""
-        settings = self.settings
-        return TKPPCLConfig(
-            **settings["config"],
-            num_classes=len(self.classes),
-            crop_size=settings["augmentation"]["size"],
-            batch_size=settings["batch_size"],
-            optimisation=optimisation_of(settings),
-        )
-
     def build(self, process_group: dist.ProcessGroup | None = None) -> nn.Module:
         """The module."""
-        settings = self.settings
-        return TKPPCL(
-            settings["backbone"],
-            config=self.config(),
-            pretrained=settings["pretrained"],
-            train_positions=settings["train_positions"],
-            checkpointing=settings["checkpointing"],
-            process_group=process_group,
-            backbone_options=settings["backbone_options"],
-        )
+        options = self.options("train_positions")
+        return TKPPCL(self.settings["backbone"], config=self.config(), process_group=process_group, **options)
 
     def views(self) -> Callable[[np.ndarray], dict]:
         """One crop of a photograph: nothing else is seen of it."""
@@ -141,7 +107,7 @@ class Recipe(Base):
         """The schedule, faster while the backbone is frozen."""
         config = self.config()
         factor = config.optimisation.head_factor if step < config.frozen_steps else 1.0
-        return factor * learning_rate_factor(step, config.optimisation)
+        return factor * super().lr_factor(step)
 
     def cams(self, module: nn.Module, images: Tensor, image_labels: Tensor) -> dict[str, Tensor]:
         """Class maps with a background of their own, at the size of the images; the method has no CAMs."""

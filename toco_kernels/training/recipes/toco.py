@@ -1,7 +1,7 @@
 """ToCo: `toco_kernels.methods.ToCo` and how it is trained, on VOC, on COCO, and from nothing on the shapes."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import ClassVar
 
 import numpy as np
@@ -18,47 +18,30 @@ from ...methods import (
     ToCo,
     ToCoConfig,
     ToCoOutput,
-    learning_rate_factor,
     parameter_groups,
 )
 from ...methods.published import published_step
 from ..views import Augmentation, Views
-from . import Recipe as Base
-from . import optimisation_of
+from .configured import ConfiguredRecipe, preset_of
 
-_ELSEWHERE = ("num_classes", "background", "crop_size", "batch_size", "optimisation")  # not among the method's own
 _PLAIN = {"cls": 1.0, "cls_aux": 1.0}
 _ALL = _PLAIN | {"ptc": 0.2, "ctc": 0.5, "seg": 0.1, "reg": 0.05}
+_OWN = {
+    "backbone": "deit_base_patch16_224.fb_in1k",
+    "train_positions": False,
+    "energy_kernel": "auto",
+    "skip_unweighted": False,
+}
 
 
-def _preset(config: ToCoConfig, **others) -> dict:
-    optimisation = asdict(config.optimisation)
-    return {
-        "backbone": "deit_base_patch16_224.fb_in1k",
-        "backbone_options": {},
-        "pretrained": True,
-        "train_positions": False,
-        "checkpointing": False,
-        "energy_kernel": "auto",
-        "skip_unweighted": False,
-        "steps": optimisation.pop("steps"),
-        "lr": optimisation.pop("lr"),
-        "optimisation": optimisation,
-        "batch_size": config.batch_size,
-        "background": config.background,
-        "augmentation": {"size": config.crop_size},
-        "cam_scales": config.cam_scales,
-        "config": {key: value for key, value in asdict(config).items() if key not in (*_ELSEWHERE, "cam_scales")},
-    } | others
-
-
-class Recipe(Base):
+class Recipe(ConfiguredRecipe):
     """ToCo. VOC: 2 processes with 2 images each; COCO: 4 with 2 each."""
 
+    configuration = ToCoConfig
     presets: ClassVar = {
-        "voc": _preset(VOC, batch_size=4),
-        "coco": _preset(COCO, batch_size=8),
-        "shapes": _preset(
+        "voc": preset_of(VOC, _OWN, batch_size=4),
+        "coco": preset_of(COCO, _OWN, batch_size=8),
+        "shapes": preset_of(
             replace(
                 VOC,
                 high=0.7,
@@ -80,6 +63,7 @@ class Recipe(Base):
                     restart_after_warmup=False,
                 ),
             ),
+            _OWN,
             backbone="vit_tiny_patch16_224",
             backbone_options={"embed_dim": 128, "depth": 6, "num_heads": 4, "patch_size": 8, "img_size": 96},
             pretrained=False,
@@ -105,34 +89,13 @@ class Recipe(Base):
 
     def config(self) -> ToCoConfig:
         """The method's configuration."""
-        settings = self.settings
-        own = dict(settings["config"])
-        own["stages"] = tuple(Stage(**stage) for stage in own["stages"])
-        own["quirks"] = Quirks(**own["quirks"])
-        return ToCoConfig(
-            **{name: tuple(value) if isinstance(value, list) else value for name, value in own.items()},
-            num_classes=len(self.classes),
-            background=settings["background"],
-            crop_size=settings["augmentation"]["size"],
-            batch_size=settings["batch_size"],
-            cam_scales=tuple(settings["cam_scales"]),
-            optimisation=optimisation_of(settings),
-        )
+        own = self.settings["config"]
+        return super().config(stages=tuple(Stage(**stage) for stage in own["stages"]), quirks=Quirks(**own["quirks"]))
 
     def build(self, process_group: dist.ProcessGroup | None = None) -> nn.Module:
         """The module."""
-        settings = self.settings
-        return ToCo(
-            settings["backbone"],
-            config=self.config(),
-            pretrained=settings["pretrained"],
-            train_positions=settings["train_positions"],
-            checkpointing=settings["checkpointing"],
-            energy_kernel=settings["energy_kernel"],
-            process_group=process_group,
-            skip_unweighted=settings["skip_unweighted"],
-            backbone_options=settings["backbone_options"],
-        )
+        options = self.options("train_positions", "energy_kernel", "skip_unweighted")
+        return ToCo(self.settings["backbone"], config=self.config(), process_group=process_group, **options)
 
     def views(self) -> Callable[[np.ndarray], dict]:
         """The published views, and the random numbers that choose the local crops."""
@@ -161,10 +124,6 @@ class Recipe(Base):
         """AdamW with the published groups."""
         optimisation = self.config().optimisation
         return torch.optim.AdamW(parameter_groups(module, optimisation), betas=optimisation.betas)
-
-    def lr_factor(self, step: int) -> float:
-        """The published schedule."""
-        return learning_rate_factor(step, self.config().optimisation)
 
     def cams(self, module: nn.Module, images: Tensor, image_labels: Tensor) -> dict[str, Tensor]:
         """Main and auxiliary CAMs, at the scales of the settings."""
