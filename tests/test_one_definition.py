@@ -22,7 +22,7 @@ ATTRIBUTES = re.compile(
 
 
 def defined_in(code: str, namespace: str = "") -> set[str]:
-    """Types and functions with a body that are visible to the linker, in full: not in functions, types or `namespace {`."""
+    """Types and functions with a body that the linker sees, in full: not in functions, types or `namespace {`."""
     code = NOT_CODE.sub(" ", code)
     found, scopes, start = set(), [namespace] if namespace else [], 0
     for match in re.finditer(r"[{};]", code):
