@@ -18,7 +18,6 @@ from toco_kernels.affinity_propagate.reference import offsets
 from toco_kernels.methods import (
     AFFINITY_NET,
     AFFINITY_NET_TINY,
-    AffinityNetConfig,
     Optimisation,
     affinity_net_losses,
     grid_labels,
@@ -309,13 +308,6 @@ def test_a_sharded_model():
         (lambda b: grid_labels(b["views"]["labels"]), "labels must have sides that are multiples of 8, got shape"),
         (lambda b: grid_labels(b["images"][:, 0]), "labels must be integers, got torch.float32"),
         (lambda b: with_background(b["images"], background=None), "background must be a number, got NoneType"),
-        (lambda b: AffinityNetConfig(beta=0), "beta must be > 0 and finite, got 0"),
-        (lambda b: AffinityNetConfig(radius=1), "radius must be an integer >= 2, got 1"),
-        (lambda b: AffinityNetConfig(projections=(1, 2)), "projections must be three numbers of channels, got"),
-        (lambda b: AffinityNetConfig(weights={"foreground": 1}), "weights must name the losses"),
-        (lambda b: AffinityNetConfig(optimiser="adam"), "optimiser must be one of"),
-        (lambda b: AffinityNetConfig(background_score=27), r"background_score must be in \[0, 1\], got 27"),
-        (lambda b: AffinityNetConfig(background_power=0), "background_power must be None or positive, got 0"),
     ],
 )
 def test_mistakes_are_named(call, message):

@@ -4,7 +4,7 @@ from dataclasses import fields
 
 import pytest
 
-from toco_kernels.methods import Optimisation, PPCConfig, Quirks, Stage, TKPPCLConfig, ToCoConfig
+from toco_kernels.methods import AffinityNetConfig, Optimisation, PPCConfig, Quirks, Stage, TKPPCLConfig, ToCoConfig
 
 NAN, INF = float("nan"), float("inf")
 COUNT = (0, -1, 1.5, True, "2", None)
@@ -96,6 +96,19 @@ BAD = {
         "trained_blocks": (-1, 0.5),
         "frozen_steps": (-1, 0.5, None),
         "label_size": (0, 0.5),
+    },
+    AffinityNetConfig: {name: values for name, values in SHARED.items() if name != "num_classes"}
+    | {
+        "weights": ({"positive": 1.0}, {"negative": -1.0}, {"negative": NAN}, ["negative"], None),
+        "radius": (1, *COUNT),
+        "inner_pairs": FLAG,
+        "projections": ((8, 8), (8, 8, 0), 8, None),
+        "features": COUNT,
+        "beta": POSITIVE,
+        "walk_steps": (-1, 0.5, None),
+        "background_score": SHARE,
+        "background_power": (0, -1.0, NAN, INF, "1"),
+        "optimiser": WORD,
     },
 }
 

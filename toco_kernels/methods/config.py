@@ -206,6 +206,11 @@ def check_shared(config: Any) -> None:
     """The settings that the configuration of every method has."""
     check_integers(config, num_classes=2, crop_size=1, batch_size=1)
     check_colours(config)
+    check_optimisation(config)
+
+
+def check_optimisation(config: Any) -> None:
+    """`optimisation` must be one."""
     if not isinstance(config.optimisation, Optimisation):
         raise bad_type("optimisation", "be an Optimisation", type(config.optimisation).__name__)
 

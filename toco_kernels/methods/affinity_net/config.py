@@ -3,8 +3,17 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from ...common.errors import bad_value, integer, number
-from ..config import Optimisation, Weights
+from ..checks import (
+    check_colours,
+    check_flags,
+    check_integers,
+    check_weights,
+    choice,
+    integers,
+    positive,
+    share,
+)
+from ..config import Optimisation, Weights, check_optimisation
 
 AFFINITY_NET_LOSSES = ("background", "foreground", "negative")
 OPTIMISERS = ("sgd", "adamw")
@@ -15,7 +24,7 @@ class AffinityNetConfig:
     """Everything about AffinityNet but the backbone's name.
 
     Args:
-        weights: of the losses, of pairs that are both background, both the same object, and neither.
+        weights: of the losses, of pairs that are both background, both the same object, and neither; 0 where not named.
         radius: pairs are closer than this, in pixels of the network's grid.
         inner_pairs: whether only pixels begin a pair that have all their neighbours, `radius - 1` pixels from the left,
             the right and the lower border, as published; off: all pairs.
@@ -52,23 +61,18 @@ class AffinityNetConfig:
     std: tuple[float, float, float] = (58.395, 57.12, 57.375)
 
     def __post_init__(self):
+        check_weights(self.weights, AFFINITY_NET_LOSSES)
         object.__setattr__(self, "weights", Weights(self.weights))
-        if set(self.weights) != set(AFFINITY_NET_LOSSES):
-            raise bad_value("weights", f"name the losses {AFFINITY_NET_LOSSES}", [*self.weights])
-        if self.optimiser not in OPTIMISERS:
-            raise bad_value("optimiser", f"be one of {OPTIMISERS}", repr(self.optimiser))
-        if len(self.projections) != 3:
-            raise bad_value("projections", "be three numbers of channels", self.projections)
-        for value in self.projections:
-            integer(value, "projections", least=1)
-        for name, least in {"radius": 2, "features": 1, "walk_steps": 0}.items():
-            integer(getattr(self, name), name, least=least)
-        if not 0 < number(self.beta, "beta") < float("inf"):
-            raise bad_value("beta", "be > 0 and finite", self.beta)
-        if not 0 <= number(self.background_score, "background_score") <= 1:
-            raise bad_value("background_score", "be in [0, 1]", self.background_score)
-        if self.background_power is not None and not number(self.background_power, "background_power") > 0:
-            raise bad_value("background_power", "be None or positive", self.background_power)
+        choice(self.optimiser, "optimiser", OPTIMISERS)
+        check_optimisation(self)
+        check_integers(self, radius=2, features=1, walk_steps=0, crop_size=1, batch_size=1)
+        check_flags(self, "inner_pairs")
+        integers(self.projections, "projections", 3)
+        positive(self.beta, "beta")
+        share(self.background_score, "background_score")
+        if self.background_power is not None:
+            positive(self.background_power, "background_power")
+        check_colours(self)
 
 
 AFFINITY_NET = AffinityNetConfig()

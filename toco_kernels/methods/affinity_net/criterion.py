@@ -79,5 +79,5 @@ def affinity_net_losses(
         likely = 1 - every if name == "negative" else every
         terms = -(torch.where(chosen, likely, 1) + EPSILON).log() * chosen  # others are not read, were they NaN
         losses[name] = terms.sum() / (chosen.sum() + EPSILON)
-    loss = sum(config.weights[name] * losses[name] for name in losses)
+    loss = sum(config.weights.get(name, 0.0) * losses[name] for name in losses)
     return AffinityNetOutput(loss, losses, affinities)

@@ -13,6 +13,7 @@ from ...affinity_propagate import random_walk
 from ...common.checks import check_floating, check_same_device, check_tensor
 from ...common.errors import bad_type, bad_value
 from ...common.group import WithProcessGroup
+from ..checks import check_images
 from ..ppc.feature_maps import STRIDE, FeatureMaps
 from .config import AFFINITY_NET, AffinityNetConfig
 from .criterion import AffinityNetOutput, affinity_net_losses
@@ -100,7 +101,7 @@ class AffinityNet(WithProcessGroup):
         Raises:
             TypeError, ValueError: an argument is not as above.
         """
-        self._check_images(images)
+        check_images(images)
         if not isinstance(views, Mapping):
             raise bad_type("views", "be a mapping", type(views).__name__)
         if [*views] != ["labels"]:
@@ -157,7 +158,7 @@ class AffinityNet(WithProcessGroup):
         Raises:
             TypeError, ValueError: an argument is not as above.
         """
-        self._check_images(images)
+        check_images(images)
         check_tensor(maps, "maps", 4, "(B, K, H, W)")
         check_floating(maps, "maps")
         check_same_device(maps, "maps", images, "images")
@@ -178,12 +179,6 @@ class AffinityNet(WithProcessGroup):
         )
         size = height + beyond[3], width + beyond[1]
         return F.interpolate(walked, size=size, mode="bilinear", align_corners=False)[..., :height, :width]
-
-    def _check_images(self, images: Tensor) -> None:
-        check_tensor(images, "images", 4, "(B, 3, H, W)")
-        check_floating(images, "images")
-        if images.shape[1] != 3:
-            raise bad_value("images", "have three colours", f"shape {tuple(images.shape)}")
 
     def extra_repr(self) -> str:
         """The options, in the module's printed form."""

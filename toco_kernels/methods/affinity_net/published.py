@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .config import AFFINITY_NET_LOSSES
 from .criterion import EPSILON, AffinityNetOutput
 from .module import AffinityNet
 
@@ -59,7 +60,7 @@ def published_step(
     maps = features(model, images)
     batch, _, height, width = maps.shape
     pixels, labels = maps.flatten(2), views["labels"].flatten(1)
-    affinities, kinds = [], {name: [] for name in config.weights}
+    affinities, kinds = [], {name: [] for name in AFFINITY_NET_LOSSES}
     grid = maps.new_zeros(batch, 0, height, width)
     for starts, ends, _ in indices(height, width, config.radius, config.inner_pairs):
         starts, ends = starts.to(maps.device), ends.to(maps.device)
@@ -78,7 +79,7 @@ def published_step(
         chosen = torch.cat(chosen, dim=1).to(affinity.dtype)
         inside = 1.0 + EPSILON - affinity if name == "negative" else affinity + EPSILON
         losses[name] = torch.sum(-chosen * torch.log(inside)) / (torch.sum(chosen) + EPSILON)
-    return AffinityNetOutput(sum(config.weights[name] * losses[name] for name in losses), losses, grid)
+    return AffinityNetOutput(sum(config.weights.get(n, 0.0) * losses[n] for n in losses), losses, grid)
 
 
 @torch.no_grad()
