@@ -8,17 +8,19 @@ from toco_kernels import correlation_maps, pixel_correlation
 from toco_kernels.pixel_correlation import reference
 
 
-def inputs(generator, *, batch, side, width=192, classes=21, common=0.0):
+def inputs(generator, *, batch, side, width=192, classes=21, common=0.0, clear=True):
     """Features that change slowly over the image, with noise; maps as SEAM gives them to PCM.
 
-    Half of the cosines are negative, unless features have `common` times a direction in common.
+    Half of the cosines are negative, unless features have `common` times a direction in common. `clear` makes the signs
+    of all sure, which takes a matrix of all pixels, and is not needed where nothing is verified.
     """
     coarse = torch.randn(batch, width, 7, 7, generator=generator)
     features = F.interpolate(coarse, size=(side, side), mode="bicubic")
     features += torch.randn(batch, width, side, side, generator=generator)
     features += common * torch.randn(batch, width, 1, 1, generator=generator)
     cams = F.interpolate(torch.randn(batch, classes, 6, 6, generator=generator), size=(side, side), mode="bicubic")
-    return {"features": clear_of_zero(generator, features), "cams": correlation_maps(cams)}
+    features = clear_of_zero(generator, features) if clear else features
+    return {"features": features, "cams": correlation_maps(cams)}
 
 
 def clear_of_zero(generator, features):

@@ -3,9 +3,10 @@
     python benchmarks/profile_step.py [--backbone NAME] [--size N] [--batch N] [--steps N] [--out FILE]
 
 Eight generated photographs in VOC's layout, random weights, the last stage of ToCo's VOC configuration, where all
-losses count. Writes a text: wall time of each step, how often the host waited for the GPU, how many operators were
-called and kernels launched, and which took longest; parts of a step are among them, as `toco::`, `published::` and
-`step::`.
+losses count; the energy is the lattice's in both. Writes a text: wall time of each step, how often the host waited for
+the GPU, how many operators were called and kernels launched, and which took longest; parts of a step are among them, as
+`toco::`, `published::` and `step::`. On a CPU the defaults are small, for a look within minutes: what takes longest
+there says nothing about a GPU.
 """
 
 import argparse
@@ -18,21 +19,31 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from bench_step import plain_energy
 from harness import DEVICE
 from machine import describe
 from PIL import Image
 from rows import RESULTS
 from torch.profiler import ProfilerActivity, profile, record_function
-from torch.utils._python_dispatch import TorchDispatchMode
 
-from toco_kernels.common.measure import synchronize
+from toco_kernels.common.measure import Syncs, synchronize
+from toco_kernels.methods import ToCoOutput
+from toco_kernels.methods.published import published_step as published
 from toco_kernels.training.processes import Processes
 from toco_kernels.training.recipes.toco import Recipe
 from toco_kernels.training.shapes import KINDS, Shapes
 from toco_kernels.training.trainer import Job, Trainer
 
 ROWS = 25  # operators and kernels that are listed
-STEPS = {"published": Recipe.published_step, "toco_kernels": Recipe.step}
+
+
+def published_step(recipe: Recipe, module: torch.nn.Module, batch: dict, step: int) -> ToCoOutput:
+    """With the lattice in plain C++, as bench_step.py has it, where the recipe's is a reference in Python."""
+    arguments = {name: batch[name] for name in ("images", "image_labels", "views", "boxes")}
+    return published(module, **arguments, step=step, energy=plain_energy)
+
+
+STEPS = {"published": published_step, "toco_kernels": Recipe.step}
 
 
 def write_folder(root: Path, count: int = 8, size: tuple[int, int] = (375, 500)) -> None:
@@ -78,11 +89,14 @@ def steps_of(trainer: Trainer, which: str, count: int) -> Iterator[float]:
 
 
 def waits(trainer: Trainer, which: str) -> int:
-    """How often a step waits for the GPU: warnings of torch's own, or on a CPU what would wait on a GPU."""
+    """How often a step waits for the GPU: warnings of torch's own; on a CPU, where forward and backward would."""
     if DEVICE == "cpu":
-        with Waiting() as waiting:
-            list(steps_of(trainer, which, 1))
-        return waiting.count
+        first = trainer.recipe.certified_from()
+        batch = next(iter(trainer.batches(first, first + 1)))
+        with Syncs() as syncs:  # not of loading, nor of AdamW, whose counters are on the host
+            STEPS[which](trainer.recipe, trainer.module, batch, first).loss.backward()
+        return syncs.count
+    list(steps_of(trainer, which, 1))
     torch.cuda.set_sync_debug_mode("warn")
     try:
         with warnings.catch_warnings(record=True) as caught:
@@ -93,23 +107,9 @@ def waits(trainer: Trainer, which: str) -> int:
     return sum("synchroniz" in str(warning.message) for warning in caught)
 
 
-class Waiting(TorchDispatchMode):
-    """Counts operators whose result the host reads."""
-
-    OPERATORS = (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default)
-
-    def __init__(self):
-        super().__init__()
-        self.count = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        self.count += func in self.OPERATORS
-        return func(*args, **(kwargs or {}))
-
-
 def profiled(trainer: Trainer, which: str, steps: int) -> str:
     """The text about one way to take a step."""
-    list(steps_of(trainer, which, 2))
+    waited = waits(trainer, which)  # and load what a process loads once
     milliseconds = [1e3 * seconds for seconds in steps_of(trainer, which, steps)]
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if DEVICE == "cuda" else [])]
     with profile(activities=activities) as profiler:
@@ -120,8 +120,9 @@ def profiled(trainer: Trainer, which: str, steps: int) -> str:
     spread = ", ".join(f"{ms:.0f}" for ms in sorted(milliseconds))
     calls = sum(event.count for event in averages if event.key.startswith("aten::"))
     launches = sum(event.count for event in averages if "LaunchKernel" in event.key)
+    where = "a step" if DEVICE == "cuda" else "forward and backward, were there a GPU"
     return (
-        f"== {which}\n\nms of each step: {spread}\nwaits for the host in a step: {waits(trainer, which)}\n"
+        f"== {which}\n\nms of each step: {spread}\ntimes that the host waits in {where}: {waited}\n"
         f"calls of torch's operators in a step: {calls}; kernels launched: {launches or 'none, on a CPU'}\n\n{table}\n"
     )
 
@@ -129,15 +130,16 @@ def profiled(trainer: Trainer, which: str, steps: int) -> str:
 def main() -> None:
     """Profile both and write the text."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--backbone", default=f"deit_{'base' if DEVICE == 'cuda' else 'tiny'}_patch16_224")
-    parser.add_argument("--size", type=int, default=448)
-    parser.add_argument("--batch", type=int, default=2)
-    parser.add_argument("--steps", type=int, default=10 if DEVICE == "cuda" else 2)
+    on_gpu = DEVICE == "cuda"
+    parser.add_argument("--backbone", default=f"deit_{'base' if on_gpu else 'tiny'}_patch16_224")
+    parser.add_argument("--size", type=int, default=448 if on_gpu else 224)
+    parser.add_argument("--batch", type=int, default=2 if on_gpu else 1)
+    parser.add_argument("--steps", type=int, default=10 if on_gpu else 2)
     machine = describe()
     parser.add_argument("--out", type=Path, default=RESULTS / f"{machine['name']}-step.txt")
     args = parser.parse_args()
-    where = machine["gpu"] or f"{machine['cpu']}, {torch.get_num_threads()} threads"
-    text = [f"{args.backbone}, {args.batch} images of {args.size}, {where}, torch {machine['torch']}, lattice\n"]
+    where = machine["gpu"] or f"on a CPU, no GPU: {machine['cpu']}, {torch.get_num_threads()} threads"
+    text = [f"{args.backbone}, {args.batch} x {args.size} pixels, {where}, torch {machine['torch']}, lattice\n"]
     with tempfile.TemporaryDirectory() as folder:
         write_folder(Path(folder))
         for which in STEPS:

@@ -3,7 +3,8 @@
     python docs/shapes_study.py --method toco [--out DIR] [--steps N]   # trains; writes docs/shapes_study_toco.json
     python docs/shapes_study.py --table                                 # writes the table of all methods into README.md
 
-It goes on where it stopped. A variant is the preset `shapes` with nothing changed but what VARIANTS says. The numbers
+It goes on where it stopped: what is in DIR, or in the file of numbers, is not trained again (delete the file for that),
+and `--table` trains nothing. A variant is the preset `shapes` with nothing changed but what VARIANTS says. The numbers
 are of the test split, which nothing was chosen by: the threshold and all else are the preset's.
 """
 
@@ -78,18 +79,26 @@ def result_file(method: str) -> Path:
 
 def study(method: str, out: Path, steps: int | None) -> None:
     """Train what is missing, and write a row for each run; of fewer steps than the preset's they are only printed."""
-    rows = []
+    file, rows = result_file(method), {}
+    if steps is None and file.exists():
+        rows = {(row["variant"], row["seed"]): row for row in json.loads(file.read_text())}
     for seed in SEEDS:
         for variant in VARIANTS[method]:
             run, values = out / f"{method}-{variant}-{seed}", settings(method, variant, steps)
-            if not (run / "metrics.json").exists():
-                train(Job(run, method, values, seed=seed, checkpoint_every=10), resume=True)
-            metrics = json.loads((run / "metrics.json").read_text())
-            rows.append({"variant": variant, "seed": seed, "steps": metrics["steps"], "images": metrics["images"]})
-            rows[-1] |= {name: None if metrics[name] is None else round(metrics[name], 4) for name in NUMBERS}
-            print(rows[-1], flush=True)
+            if (run / "metrics.json").exists() or (variant, seed) not in rows:
+                rows[variant, seed] = _row(method, variant, seed, run, values)
+            print(rows[variant, seed], flush=True)
             if steps is None:
-                result_file(method).write_text(json.dumps(rows, indent=1) + "\n")
+                file.write_text(json.dumps([*rows.values()], indent=1) + "\n")
+
+
+def _row(method: str, variant: str, seed: int, run: Path, values: dict) -> dict:
+    """The numbers of a run, which is trained unless it is there."""
+    if not (run / "metrics.json").exists():
+        train(Job(run, method, values, seed=seed, checkpoint_every=10), resume=True)
+    metrics = json.loads((run / "metrics.json").read_text())
+    row = {"variant": variant, "seed": seed, "steps": metrics["steps"], "images": metrics["images"]}
+    return row | {name: None if metrics[name] is None else round(metrics[name], 4) for name in NUMBERS}
 
 
 def table() -> str:
@@ -121,17 +130,19 @@ def write_table() -> None:
 
 
 def main() -> None:
-    """Train, or write the table."""
+    """Train what was not measured, or write the table of what was."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--method", choices=VARIANTS, help="train all variants of this one")
     parser.add_argument("--out", type=Path, default=Path("shapes_study"), help="for the runs")
     parser.add_argument("--steps", type=int, help="fewer than the preset's, to try it")
     parser.add_argument("--table", action="store_true", help="write the README's table")
     args = parser.parse_args()
-    if args.method:
-        study(args.method, args.out, args.steps)
+    if bool(args.method) == args.table:
+        parser.error("needs --method or --table, not both: the table trains nothing")
     if args.table:
         write_table()
+    else:
+        study(args.method, args.out, args.steps)
 
 
 if __name__ == "__main__":

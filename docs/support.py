@@ -1,10 +1,13 @@
 """Writes docs/support.md: what is built, what CI tests, what has run on a GPU, and what has never run.
 
-    python docs/support.py [--check] [--record WHO]
+    python docs/support.py [--check] [--record WHO | --confirm WHO]
 
 Nothing in the page is claimed by hand. Lower bounds come from pyproject.toml, GPU architectures from CMakeLists.txt,
-dtypes from tests/test_contract.py, runs on GPUs from benchmarks/results, and runs of the tests from docs/support.json,
-where `--record CI`, called after tests that passed, adds the system, Python, torch and CUDA that it runs under.
+dtypes from tests/test_contract.py, runs on GPUs from benchmarks/results, and runs of the tests from docs/support.json.
+
+Whenever all tests pass, pytest notes in build/tested.json under which system, Python, torch and CUDA they did.
+`--record WHO` adds that note to docs/support.json. CI ends with `--confirm CI`, which says where its note is not what
+docs/support.json has of it: then record what CI tests now.
 """
 
 import argparse
@@ -17,6 +20,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "support.md"
 RUNS = ROOT / "docs" / "support.json"
+NOTE = ROOT / "build" / "tested.json"
 PYTHONS = ("3.10", "3.11", "3.12", "3.13", "3.14")
 SYSTEMS = {  # where wheels are built with kernels, and where that of pure Python is installed
     "Linux x86_64": True,
@@ -49,7 +53,7 @@ def facts() -> dict:
         "architectures": listed.split(),
         "older nvcc": (re.search(r"VERSION_LESS ([\d.]+)", cmake)[1], older.split()),
         "dtypes": re.findall(r"torch\.(\w+)", re.search(r"^DTYPES = \[(.*)\]", contract, re.MULTILINE)[1]),
-        "runs": json.loads(RUNS.read_text()),
+        "runs": _runs(),
         "GPU runs": [r for r in results if r["machine"]["gpu"]],
     }
 
@@ -127,8 +131,8 @@ def _two(version: str) -> str:
     return ".".join(version.split("+")[0].split(".")[:2])
 
 
-def record(who: str) -> None:
-    """Add what this runs under to the runs of the tests."""
+def note() -> None:
+    """Write under what this process runs: tests/conftest.py calls it where all tests have passed."""
     import torch
 
     system = platform.system().replace("Darwin", "macOS")
@@ -137,20 +141,51 @@ def record(who: str) -> None:
         "python": _two(platform.python_version()),
         "torch": _two(torch.__version__),
         "cuda": torch.version.cuda if torch.cuda.is_available() else None,
-        "by": who,
     }
-    runs = json.loads(RUNS.read_text())
-    if here not in runs:
-        runs.append(here)
-        RUNS.write_text("[\n" + ",\n".join(f"  {json.dumps(run)}" for run in runs) + "\n]\n")
+    NOTE.parent.mkdir(exist_ok=True)
+    NOTE.write_text(json.dumps(here) + "\n")
+
+
+def noted(who: str) -> dict:
+    """The note, as an entry of docs/support.json.
+
+    Raises:
+        SystemExit: the tests have not passed here.
+    """
+    if not NOTE.exists():
+        raise SystemExit(f"{NOTE} is not there: all tests must have passed here, by `make test`")
+    return {**json.loads(NOTE.read_text()), "by": who}
+
+
+def record(who: str) -> None:
+    """Add the note to the runs of the tests, in place of older ones of WHO's on this system and Python."""
+    run = noted(who)
+    newer = {"torch": run["torch"], "cuda": run["cuda"]}
+    runs = [*(other for other in _runs() if other | newer != run), run]
+    RUNS.write_text("[\n" + ",\n".join(f"  {json.dumps(run)}" for run in runs) + "\n]\n")
+
+
+def confirm(who: str) -> str | None:
+    """What is wrong with the claims for WHO, whose tests have passed here."""
+    run, claimed = noted(who), [other for other in _runs() if other["by"] == who]
+    if claimed == [run]:
+        return None
+    return f"{RUNS.name} must say that {who} tests {run} and nothing else, got {claimed}: --record {who}, and commit it"
+
+
+def _runs() -> list[dict]:
+    return json.loads(RUNS.read_text())
 
 
 def main() -> str | None:
-    """Write the page, or check it."""
+    """Write the page, or check it or its claims."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="write nothing; fail when the page is out of date")
-    parser.add_argument("--record", metavar="WHO", help="first note that WHO's tests passed here")
+    parser.add_argument("--record", metavar="WHO", help="first add the note of the tests that passed here, as WHO's")
+    parser.add_argument("--confirm", metavar="WHO", help="write nothing; fail unless WHO's claim is the note's")
     args = parser.parse_args()
+    if args.confirm:
+        return confirm(args.confirm)
     if args.record:
         record(args.record)
     text = page(facts())

@@ -1,7 +1,12 @@
 import os
+import sys
+from pathlib import Path
 
 import pytest
 import torch
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "docs"))
+import support
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 collect_ignore = [] if INTERPRETED else ["interpreted"]  # tests/triton_tools.py
@@ -40,3 +45,21 @@ def pytest_collection_modifyitems(items):
         for item in items:
             if "gpu" in item.keywords:
                 item.add_marker(pytest.mark.skip(reason="no CUDA device"))
+
+
+def pytest_sessionstart(session):
+    if is_whole(session.config):
+        support.NOTE.unlink(missing_ok=True)
+
+
+def pytest_sessionfinish(session, exitstatus):
+    """Note under what all tests passed: docs/support.py claims nothing else."""
+    if exitstatus == pytest.ExitCode.OK and is_whole(session.config):
+        support.note()
+
+
+def is_whole(config):
+    """Whether all tests are run, and this is not one of several processes that do."""
+    narrowing = "keyword", "markexpr", "deselect", "ignore", "ignore_glob", "lf", "stepwise", "collectonly"
+    chosen = any(getattr(config.option, name, None) for name in narrowing)
+    return not chosen and config.args_source == config.ArgsSource.TESTPATHS and not hasattr(config, "workerinput")

@@ -1,10 +1,12 @@
 """`memory.profile` finds peaks that are known, and the command measures, fits and reports what it should."""
 
 import json
+import math
 import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -14,7 +16,9 @@ from toco_kernels import memory
 from toco_kernels.__main__ import main
 from toco_kernels.cli import memory as command
 from toco_kernels.common import benchmarks, measure
+from toco_kernels.memory import methods
 from toco_kernels.memory.fit import Model
+from toco_kernels.memory.store import Store
 
 KIB = 1024
 N = 256  # a square of N float32 has N KiB
@@ -112,12 +116,14 @@ def test_nothing_ran():
 
 
 def test_the_fit_finds_the_coefficients_it_was_made_of():
-    truth = Model(fixed=300.0, linear=0.8, quadratic=2e-4)
-    cases = [(crop, batch) for crop, batch in ((448, 4), (640, 4), (1024, 4), (448, 1))]
+    truth = Model(fixed=300.0, linear=0.8, quadratic=2e-4, each=90.0)
+    cases = [(crop, batch) for crop, batch in ((448, 4), (640, 4), (768, 4), (1024, 4), (448, 1))]
     fit = Model.of([(*case, truth.peak_mb(*case)) for case in cases])
     assert vars(fit) == pytest.approx(vars(truth), rel=1e-6)
     linear = Model.of([(crop, batch, 100 + batch * crop**2 / 256) for crop, batch in cases])
-    assert vars(linear) == pytest.approx({"fixed": 100, "linear": 1, "quadratic": 0}, abs=1e-6)
+    assert vars(linear) == pytest.approx({"fixed": 100, "linear": 1, "quadratic": 0, "each": 0}, abs=1e-6)
+    few = Model.of([(crop, batch, 100 + batch * crop**2 / 256) for crop, batch in ((224, 2), (448, 2), (224, 1))])
+    assert vars(few) == pytest.approx(vars(linear), abs=1e-6), "as few terms as explain it"
     assert Model.of([(448, 1, 50.0)]).peak_mb(448, 1) == pytest.approx(50)
     with pytest.raises(ValueError, match="measured must have a case"):
         Model.of([])
@@ -183,9 +189,15 @@ def imagined(monkeypatch):
         mb = 300 + batch * (crop / 16) ** 2.2 * (1.0 if provider == "published" else 0.3)
         return measure.Outcome(mb, "")
 
-    place = measure.Outcome({"module": "backbone", "operator": "aten::mm", "phase": "backward", "mb": 1.0}, "")
+    place = {"module": "backbone", "operator": "aten::mm", "phase": "backward", "mb": 150.0}
+    place["held"] = [{"operator": "aten::exp", "mb": 90.0}]
+
+    def value(function, *where, limit_mb=None):
+        asked.append((function, *where))
+        return measure.Outcome({"cls": 2e-6, "gradient": 1e-7} if function.endswith("errors") else place, "")
+
     monkeypatch.setattr(measure, "try_peak_mb", peak)
-    monkeypatch.setattr(measure, "in_process", lambda *where, limit_mb=None: place)
+    monkeypatch.setattr(measure, "in_process", value)
     return asked
 
 
@@ -215,9 +227,61 @@ def test_the_table_says_what_ran_out(imagined, capsys, tmp_path):
     pytest.importorskip("matplotlib")
     text = run(capsys, "--crops", "448,2000", "--budget", "100GB", "--no-check", "--plot", str(tmp_path / "m.png"))
     assert "step                      2000  4      out of memory" in text
-    assert "the peak of published at 448 pixels is in aten::mm in backbone, backward" in text
+    assert re.search(r"published  4 x 448  aten::mm  backbone  backward  150: aten::exp 90", text)
+    assert "verified: losses and gradients of fused and published differ by 2e-06 at most" in text
     assert "predicted" in text
     assert (tmp_path / "m.png").stat().st_size > 10_000
+
+
+def test_methods_are_those_of_the_command():
+    benchmarks.make_importable()
+    from whole_step import METHODS
+
+    assert set(command.METHODS) == set(METHODS) == set(methods.METHODS)
+
+
+@pytest.mark.parametrize("method", ["ppc", "tkp-pcl"])
+def test_operators_take_their_sizes(method):
+    benchmarks.make_importable()
+    from harness import prepare_training
+
+    for operator in methods.METHODS[method].operators:
+        for provider in ("published", "toco_kernels"):
+            sizes = operator.sizes(methods.Setting(112, 1, 5, 32))
+            outputs = prepare_training(operator.bench, operator.name, sizes, provider)()
+            assert all(x.isfinite().all() for x in outputs)
+
+
+TINY_BACKBONES = {"toco": "deit_tiny_patch16_224", "tkp-pcl": "deit_tiny_patch16_224"}
+
+
+@pytest.mark.parametrize("method", command.METHODS)
+def test_the_fused_step_is_the_published_one(method, one_thread):
+    pytest.importorskip("timm")
+    benchmarks.make_importable()
+    import whole_step
+
+    backbone = TINY_BACKBONES.get(method, "resnet10t")
+    found = whole_step.errors(method, backbone, 5, 2, 112)
+    assert len(found) > 2
+    assert max(found.values()) < 1e-3
+
+
+def test_a_step_that_is_another_is_seen(monkeypatch, one_thread):
+    pytest.importorskip("timm")
+    benchmarks.make_importable()
+    import whole_step
+
+    def another(*args, **kwargs):
+        output = method.published(*args, **kwargs)
+        return output._replace(losses=output.losses | {"pce": 1.1 * output.losses["pce"]}, loss=2 * output.loss)
+
+    method = whole_step.METHODS["tkp-pcl"]
+    monkeypatch.setitem(whole_step.METHODS, "tkp-pcl", replace(method, published=another))
+    found = whole_step.errors("tkp-pcl", "deit_tiny_patch16_224", 5, 2, 112)
+    assert found["mce"] < 1e-3
+    assert found["pce"] == pytest.approx(0.1 / 1.1, rel=1e-3)
+    assert found["gradient"] == pytest.approx(0.5, rel=1e-3)
 
 
 def test_a_step_is_measured_in_a_process_of_its_own():
@@ -228,6 +292,107 @@ def test_a_step_is_measured_in_a_process_of_its_own():
     assert 4 * 4 * 5.7 < peak < 1500
 
 
+@pytest.mark.parametrize("method", command.METHODS)
+def test_a_method_is_measured_by_its_name(method, imagined, capsys):
+    pytest.importorskip("timm")
+    found = json.loads(run(capsys, "--method", method, "--crops", "448", "--batch", "1", "--json"))
+    (whole,) = {
+        where for function, *where, _, _ in imagined if function == "whole_step:errors" for where in [(*where,)]
+    }
+    assert whole == (method, methods.METHODS[method].backbone, 80)
+    assert {row["operator"] for row in found["operators"]} == {
+        operator.name for operator in methods.METHODS[method].operators
+    }
+
+
+def test_nothing_is_measured_that_is_wrong(imagined, monkeypatch):
+    pytest.importorskip("timm")
+    for value, message in (
+        (measure.Outcome({"cls": 0.5, "gradient": 1e-7}, ""), r"not measured: cls \(error 0\.5\)$"),
+        (measure.Outcome({"cls": math.nan}, ""), r"not measured: cls \(error nan\)$"),
+        (
+            measure.Outcome(None, "ValueError: no"),
+            "backbone must be one whose step runs here, got deit_base_patch16_224: V",
+        ),
+    ):
+        monkeypatch.setattr(measure, "in_process", lambda *_, value=value, **__: value)
+        with pytest.raises(SystemExit, match=message):
+            main(["memory", "--crops", "448"])
+    assert not imagined
+
+
+def test_an_interrupted_command_prints_what_it_has_and_goes_on(imagined, capsys, monkeypatch, tmp_path):
+    pytest.importorskip("timm")
+    pytest.importorskip("matplotlib")
+    whole, peak = [], measure.try_peak_mb
+    picture = tmp_path / "memory.svg"
+    options = ["memory", "--method", "tkp-pcl", "--crops", "448", "--batch", "1", "--plot", str(picture)]
+
+    def interrupted(*args, **kwargs):
+        if len(imagined) > limit:
+            raise KeyboardInterrupt
+        return peak(*args, **kwargs)
+
+    monkeypatch.setattr(measure, "try_peak_mb", interrupted)
+    for limit, cases in ((0, []), (3, ["--cases", str(tmp_path / "cases.json")])):
+        imagined.clear()
+        assert main([*options, *cases]) == 130
+        said = capsys.readouterr()
+        assert ("topk_pool                448   1      10         5" in said.out) == bool(limit)
+        assert "<svg" in picture.read_text()
+        whole.append(said.err.splitlines()[-1])
+    assert whole[0] == "interrupted; --cases FILE would have kept what was measured"
+    assert whole[1].startswith("interrupted; the same command goes on: ")
+
+    monkeypatch.setattr(measure, "try_peak_mb", peak)
+    imagined.clear()
+    assert main([*options, *cases]) == 0
+    functions = [function for function, *_ in imagined]
+    assert "whole_step:errors" not in functions, "it is known"
+    assert functions.count("harness:prepare_training") == 1
+    imagined.clear()
+    assert main([*options, *cases]) == 0
+    assert not imagined
+
+
+def test_cases_of_something_else_are_refused(tmp_path):
+    file = tmp_path / "cases.json"
+    store = Store(file, {"device": "cpu", "torch": "2"})
+    assert store.get("a", lambda: measure.Outcome(None, "out of memory")).failure
+    assert store.get("a", lambda: measure.Outcome(3.0, "")).value == 3, "what failed is asked again"
+    assert Store(file, {"device": "cpu", "torch": "2"}).get("a", None).value == 3
+    with pytest.raises(ValueError, match=r"--cases must be of the same torch as now, got .* of another"):
+        Store(file, {"device": "cpu", "torch": "3"})
+    for text in ("nothing", "[1]", '{"made_with": 3}'):
+        file.write_text(text)
+        with pytest.raises(ValueError, match="--cases must be a file that this command has written, or a new one"):
+            Store(file, {})
+    with pytest.raises(ValueError, match="--cases must be in a folder that exists"):
+        Store(tmp_path / "no" / "cases.json", {})
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--backbone", "vgg17"], "backbone must be the name of a network that timm has, got 'vgg17'"),
+        (["--backbone", "resnet18"], "backbone must be one of timm's ViTs"),
+        (["--method", "ppc", "--backbone", "deit_tiny_patch16_224"], "backbone must have three features with a stride"),
+    ],
+)
+def test_a_backbone_is_refused_before_anything_is_measured(options, message, imagined):
+    pytest.importorskip("timm")
+    with pytest.raises(SystemExit, match=f"error: {message}"):
+        main(["memory", *options])
+    assert not imagined
+
+
+def test_a_missing_matplotlib_is_said_first(imagined, monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(SystemExit, match=r'matplotlib is missing: pip install "toco-kernels\[plot\]"'):
+        main(["memory", "--plot", str(tmp_path / "m.png")])
+    assert not imagined
+
+
 @pytest.mark.parametrize(
     ("option", "message"),
     [
@@ -235,6 +400,9 @@ def test_a_step_is_measured_in_a_process_of_its_own():
         (["--crops", "80"], "must be different multiples"),
         (["--budget", "24"], "must be a size as 24GB, 24GiB or 800MB, got '24'"),
         (["--batch", "0"], "must be an integer of at least 1"),
+        (["--method", "afa"], "invalid choice: 'afa'"),
+        (["--plot", "memory.bmp"], "must be FILE.png, .svg or .pdf in a folder that exists, got 'memory.bmp'"),
+        (["--plot", "no/such/memory.png"], "in a folder that exists, got 'no/such/memory.png'"),
     ],
 )
 def test_bad_options_are_refused(option, message, capsys):

@@ -1,9 +1,12 @@
 """docs/support.md claims what the files say, and nothing more."""
 
 import copy
+import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
+import conftest
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "docs"))
@@ -61,10 +64,61 @@ def test_check_fails_when_the_page_is_out_of_date(tmp_path, monkeypatch):
     assert support.main() is None
 
 
-def test_a_run_is_recorded_once(tmp_path, monkeypatch):
+@pytest.fixture
+def claims(tmp_path, monkeypatch):
+    """No runs of the tests, and no note of one."""
     monkeypatch.setattr(support, "RUNS", tmp_path / "support.json")
+    monkeypatch.setattr(support, "NOTE", tmp_path / "build" / "tested.json")
     support.RUNS.write_text("[]")
+    return support.RUNS
+
+
+def test_nothing_is_recorded_or_confirmed_without_tests_that_passed(claims):
+    for call in (support.record, support.confirm):
+        with pytest.raises(SystemExit, match=r"tested\.json is not there: all tests must have passed here"):
+            call("CI")
+    assert claims.read_text() == "[]"
+
+
+def test_what_passed_is_recorded_once(claims):
+    support.note()
     for _ in range(2):
         support.record("CI")
     (run,) = support.facts()["runs"]
     assert run["python"] == f"{sys.version_info.major}.{sys.version_info.minor}"
+    assert support.confirm("CI") is None
+
+
+@pytest.mark.parametrize("claim", [{"python": "3.9"}, {"torch": "2.99"}])
+def test_ci_fails_where_it_is_claimed_to_test_what_it_did_not(claim, claims):
+    support.note()
+    support.record("CI")
+    (run,) = json.loads(claims.read_text())
+    claims.write_text(json.dumps([run | claim]))
+    assert "must say that CI tests" in support.confirm("CI")
+    claims.write_text(json.dumps([run, run | claim]))
+    assert "and nothing else" in support.confirm("CI")
+    claims.write_text(json.dumps([run, run | claim | {"by": "me"}]))
+    assert support.confirm("CI") is None
+
+
+def session(**options):
+    """Of all tests, but for the options."""
+    option = SimpleNamespace(**{"keyword": "", "markexpr": "", "deselect": None, "lf": False} | options)
+    sources = pytest.Config.ArgsSource
+    source = sources.ARGS if options.get("files") else sources.TESTPATHS
+    return SimpleNamespace(config=SimpleNamespace(option=option, args_source=source, ArgsSource=sources))
+
+
+@pytest.mark.parametrize("part", [{"keyword": "one"}, {"markexpr": "not slow"}, {"collectonly": True}, {"files": True}])
+def test_the_note_is_of_all_tests_that_passed_and_no_less(part, claims):
+    failed, passed = pytest.ExitCode.TESTS_FAILED, pytest.ExitCode.OK
+    conftest.pytest_sessionfinish(session(**part), passed)
+    conftest.pytest_sessionfinish(session(), failed)
+    assert not support.NOTE.exists()
+    conftest.pytest_sessionfinish(session(), passed)
+    assert support.NOTE.exists()
+    conftest.pytest_sessionstart(session(**part))
+    assert support.NOTE.exists(), "that of the last whole session stays"
+    conftest.pytest_sessionstart(session())
+    assert not support.NOTE.exists(), "until the next"

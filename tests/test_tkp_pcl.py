@@ -5,11 +5,11 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
-from test_toco import Syncs
 from tkp_pcl_inputs import TINY, batch_of, tiny_tkp_pcl
 from toco_inputs import gradients, twins
 
 from toco_kernels import linear_topk_pool
+from toco_kernels.common.measure import Syncs
 from toco_kernels.methods import TKPPCLCriterion
 from toco_kernels.methods.tkp_pcl.criterion import LOSSES
 from toco_kernels.methods.tkp_pcl.published import published_step

@@ -5,9 +5,9 @@ from dataclasses import replace
 import pytest
 import torch
 from toco_inputs import gradients, sharper, tiny_batch, tiny_toco, twins, with_stage
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
+from toco_kernels.common.measure import Syncs
 from toco_kernels.methods import TINY, Quirks, ToCo
 from toco_kernels.methods.config import LOSSES
 from toco_kernels.methods.published import published_step
@@ -109,20 +109,6 @@ def test_published_with_fused_attention_is_the_same():
     batch = tiny_batch()
     model, other = twins(tiny_toco())
     assert_close(published_step(model, **batch, fused_attention=True).loss, published_step(other, **batch).loss, "loss")
-
-
-class Syncs(TorchDispatchMode):
-    """Counts the operations at which a GPU's host would wait for it."""
-
-    WAITING = (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default)
-
-    def __init__(self):
-        super().__init__()
-        self.count = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        self.count += func in self.WAITING
-        return func(*args, **(kwargs or {}))
 
 
 @pytest.mark.parametrize("given_crops", [False, True])

@@ -1,6 +1,7 @@
 """python -m toco_kernels train | pseudo-label | evaluate | certify."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,7 +17,17 @@ from voc_folder import CLASSES, LABELS, make_folder
 from toco_kernels.__main__ import main
 from toco_kernels.cli import pseudo_label as pseudo_label_command
 from toco_kernels.cli import train as train_command
-from toco_kernels.training import coco, evaluation, files, folder, image_labels, protocols, pseudo_labels, refine
+from toco_kernels.training import (
+    coco,
+    evaluation,
+    files,
+    folder,
+    image_labels,
+    protocols,
+    pseudo_labels,
+    recipes,
+    refine,
+)
 from toco_kernels.training.data import spread
 from toco_kernels.training.miou import Confusion
 from toco_kernels.training.protocols import PROTOCOLS
@@ -107,6 +118,35 @@ def test_labels_of_a_segmentation_and_of_more_scales(tmp_path, capsys):
     assert (settings["high"], settings["low"], settings["refinement"]) == (0.6, 0.2, "par")
 
 
+WITHOUT_SEGMENTATION = """
+import tiny_method
+from toco_kernels.training import recipes
+
+class Recipe(tiny_method.Recipe):
+    predict = recipes.Recipe.predict
+"""
+
+
+def test_what_a_network_has_not_is_said_before_anything_is_measured(tmp_path, monkeypatch):
+    root = fake_voc(tmp_path / "voc", monkeypatch)
+    run, method = tmp_path / "run", tmp_path / "without_segmentation.py"
+    method.write_text(WITHOUT_SEGMENTATION)
+    data = ("--data", "folder", "--root", root, "--preset", "voc")
+    trained(run, *data, "--method", method, "--steps", 1)
+    arguments = ("--run", run, "--device", "cpu", "--out", tmp_path / "out")
+    message = r"error: --source must be cam: method .*without_segmentation\.py has no segmentation, got seg"
+    with pytest.raises(SystemExit, match=message):
+        command("pseudo-label", *arguments, "--source", "seg")
+    for name, missing in (("toco-voc-val", "aux_cam, seg"), ("toco-voc-ms-crf", "seg")):
+        monkeypatch.setitem(PROTOCOLS, name, replace(PROTOCOLS[name], images=4))
+        message = f"error: --protocol must measure what the network has, which is cam, got {name}, which measures"
+        with pytest.raises(SystemExit, match=f"{message} {missing}"):
+            command("evaluate", "--protocol", name, "--root", root, *arguments)
+    with pytest.raises(SystemExit, match="got voc-test, which measures seg"):
+        command("evaluate", "--protocol", "voc-test", "--root", root, *arguments)
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_photograph_left_out_shows_in_the_exit_code(tmp_path, capsys):
     root = make_folder(tmp_path / "voc")
     run = trained(tmp_path / "run", "--data", "folder", "--root", root, "--preset", "voc")
@@ -132,7 +172,10 @@ def test_certify(tmp_path, capsys):
         (("--preset", "nosuch"), "preset must be one of shapes, voc, got 'nosuch'"),
         (("--data", "folder", "--preset", "voc"), "root must be the folder of folder, got none"),
         (("--data", "folder", "--preset", "voc", "--root", "/nosuch"), "/nosuch: is missing"),
-        (("--method", "nosuch"), "method must be one of toco, ppc, tkp-pcl, or a Python file, got 'nosuch'"),
+        (
+            ("--method", "nosuch"),
+            "method must be one of toco, ppc, tkp-pcl, affinitynet, or a Python file, got 'nosuch'",
+        ),
         (("--method", "nosuch.py"), "method must be a file that exists, got 'nosuch.py'"),
     ],
 )
@@ -167,6 +210,7 @@ def test_mistakes_in_arguments(words, message, capsys):
 
 def test_names_are_those_of_the_trainer():
     assert pseudo_label_command.REFINEMENTS == refine.REFINEMENTS
+    assert train_command.METHODS == recipes.METHODS
     assert train_command.assignment("a.b=[1, 2]") == ("a.b", [1, 2])
     assert train_command.assignment("a=text") == ("a", "text")
 
@@ -279,11 +323,14 @@ def test_files_for_vocs_test_server(tmp_path, monkeypatch):
     class Blind:
         module = torch.nn.Linear(1, 1)
 
+        def quantities(self):
+            return ("seg",)
+
         def segmentation(self, image, scales, flip, merge):
             return np.stack([np.zeros(image.shape[:2]), np.ones(image.shape[:2]), np.zeros(image.shape[:2])])
 
     monkeypatch.setattr(evaluation, "_predictor", lambda *_: Blind())
-    arguments = SimpleNamespace(root=root, out=tmp_path / "out", workers=0)
+    arguments = SimpleNamespace(protocol="voc-test", root=root, out=tmp_path / "out", workers=0)
     assert evaluation.export_voc_test(arguments) == 4
     assert evaluation.export_voc_test(arguments) == 4, "again"
     wanted = tmp_path / "out" / "results" / "VOC2012" / "Segmentation" / "comp6_test_cls"

@@ -15,6 +15,7 @@ from statistics import median, quantiles
 from typing import Any, NamedTuple
 
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 MB = 1e6
 
@@ -38,6 +39,20 @@ def synchronize() -> None:
     """Wait for the GPU, where there is one."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
+
+
+class Syncs(TorchDispatchMode):
+    """Counts, on any device, the operations at which a GPU's host would wait for it: it reads their result."""
+
+    WAITING = (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default)
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += func in self.WAITING
+        return func(*args, **(kwargs or {}))
 
 
 class Rotation:

@@ -7,23 +7,26 @@ from itertools import combinations
 import torch
 
 PATCH = 16
+TERMS = 4
 
 
 @dataclass(frozen=True)
 class Model:
-    """peak = fixed + batch · (linear · N + quadratic · N²) for images of N = (crop / 16)² patches.
+    """peak = fixed + batch · (each + linear · N + quadratic · N²) for images of N = (crop / 16)² patches.
 
     Parameters and the optimiser's state are fixed; maps and tokens grow with the patches, matrices of all pairs with
-    their square. No coefficient is negative.
+    their square; views that have one size whatever the crop, as ToCo's local crops, are `each`. No coefficient is
+    negative.
 
     Args:
         fixed: MB.
-        linear, quadratic: MB per image.
+        linear, quadratic, each: MB per image.
     """
 
     fixed: float
     linear: float
     quadratic: float
+    each: float = 0.0
 
     @classmethod
     def of(cls, measured: Sequence[tuple[int, int, float]]) -> "Model":
@@ -36,15 +39,15 @@ class Model:
             raise ValueError("measured must have a case, got none")
         rows = torch.tensor([_terms(crop, batch) for crop, batch, _ in measured], dtype=torch.float64)
         peaks = torch.tensor([mb for *_, mb in measured], dtype=torch.float64).clamp(min=1e-3)
-        rows, best = rows / peaks[:, None], (float("inf"), (0.0, 0.0, 0.0))
-        for count in range(1, 1 + min(3, len(measured))):
-            for chosen in combinations(range(3), count):
+        rows, best = rows / peaks[:, None], (float("inf"), (0.0,) * TERMS)
+        for count in range(1, 1 + min(TERMS, len(measured))):
+            for chosen in combinations(range(TERMS), count):
                 some = rows[:, chosen]
                 scale = some.norm(dim=0)
                 found = torch.linalg.lstsq(some / scale, torch.ones(len(rows), 1, dtype=rows.dtype)).solution[:, 0]
                 error = (some / scale @ found - 1).norm().item()
                 if (found >= 0).all() and error < best[0] - 1e-9:
-                    coefficients = [0.0, 0.0, 0.0]
+                    coefficients = [0.0] * TERMS
                     for i, value in zip(chosen, (found / scale).tolist(), strict=True):
                         coefficients[i] = value
                     best = error, tuple(coefficients)
@@ -52,7 +55,7 @@ class Model:
 
     def peak_mb(self, crop: int, batch: int) -> float:
         """The model's answer."""
-        terms = zip((self.fixed, self.linear, self.quadratic), _terms(crop, batch), strict=True)
+        terms = zip((self.fixed, self.linear, self.quadratic, self.each), _terms(crop, batch), strict=True)
         return sum(coefficient * term for coefficient, term in terms)
 
     def largest_crop(self, batch: int, budget_mb: float) -> int:
@@ -64,9 +67,9 @@ class Model:
         return _largest(lambda batch: self.peak_mb(crop, batch) <= budget_mb, limit=1 << 16)
 
 
-def _terms(crop: int, batch: int) -> tuple[float, float, float]:
+def _terms(crop: int, batch: int) -> tuple[float, float, float, float]:
     patches = (crop / PATCH) ** 2
-    return 1.0, batch * patches, batch * patches**2
+    return 1.0, batch * patches, batch * patches**2, batch
 
 
 def _largest(fits, limit: int) -> int:

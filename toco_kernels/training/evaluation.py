@@ -3,6 +3,7 @@
 import argparse
 from pathlib import Path
 
+from ..common.errors import bad_value
 from ..methods import load_authors_checkpoint
 from . import checkpoints, pseudo_labels
 from .data import open_data
@@ -33,7 +34,21 @@ def measure(args: argparse.Namespace) -> dict[str, dict]:
         return {name: result.report(data.classes) for name, result in results.items()}
     protocol = PROTOCOLS[args.protocol]
     data = protocol.open(args.root, args.list)
-    return by_protocol(protocol, _predictor(args, data, protocol.size), data, args.out, args.workers)
+    predictor = _predictor(args, data, protocol.size)
+    check_quantities(args.protocol, protocol, predictor)
+    return by_protocol(protocol, predictor, data, args.out, args.workers)
+
+
+def check_quantities(name: str, protocol: Protocol, predictor: Predictor) -> None:
+    """Before hours of it: whether the network has what a protocol measures.
+
+    Raises:
+        ValueError: it has not.
+    """
+    there = predictor.quantities()
+    if missing := [quantity for quantity in protocol.quantities if quantity not in there]:
+        must = f"measure what the network has, which is {', '.join(there)}"
+        raise bad_value("--protocol", must, f"{name}, which measures {', '.join(missing)}")
 
 
 def by_protocol(
@@ -77,6 +92,7 @@ def export_voc_test(args: argparse.Namespace) -> int:
     protocol = PROTOCOLS["toco-voc-ms-crf"]
     data = open_voc(args.root, "test")
     predictor = _predictor(args, data, protocol.size)
+    check_quantities(args.protocol, protocol, predictor)
     kept = args.out / "segmentations"
     count = segment(protocol, predictor, data, kept, args.workers)
     target = args.out / TEST_FOLDER

@@ -4,6 +4,8 @@ There is no published code; this is a naive program for the same reading, in pla
 class and pair by pair. It uses the parameters of a `TKPPCL` and nothing else of it but its conditioning.
 """
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -19,10 +21,15 @@ def published_step(
     image_labels: Tensor,  # (B, C - 1)
     *,
     step: int,
+    contrast: Callable[..., Tensor] | None = None,
 ) -> TKPPCLOutput:
     """What `model.forward` computes, for a plain ViT with a class token. Arguments as there.
 
     It draws the random numbers of dropout in the same order.
+
+    Args:
+        contrast: another program for the patch contrastive error than this one, which stores the products of all pairs
+            of tokens: `(tokens, scores, classes (B, C), threshold, form) -> ()`, as the operator's reference.
     """
     config = model.config
     with torch.set_grad_enabled(step >= config.frozen_steps):
@@ -41,14 +48,17 @@ def published_step(
         pooled = z.topk(k, dim=0).values.mean(dim=0)
         mce.append(_cross_entropy(pooled, torch.tensor(present).to(pooled)))
         for c in range(0 if config.contrast_background else 1, len(present)):
-            if present[c]:
+            if present[c] and contrast is None:
                 positive, negative = _contrast(x, z[:, c], config.threshold, config.form)
                 alike += [positive] if positive is not None else []
                 apart += [negative] if negative is not None else []
         labels.append(_maps(z.detach(), present).unflatten(0, grid).permute(2, 0, 1))
     mce = torch.stack(mce).mean()
     pce = mce.new_zeros(())
-    if config.weight != 0:
+    if config.weight != 0 and contrast is not None:
+        classes = F.pad((image_labels != 0).long(), (1, 0), value=int(config.contrast_background))
+        pce = contrast(tokens, scores, classes, config.threshold, config.form)
+    elif config.weight != 0:
         pce = sum((torch.stack(terms).mean() for terms in (alike, apart) if terms), pce)
     cams = torch.stack(labels)
     return TKPPCLOutput(mce + config.weight * pce, {"mce": mce, "pce": pce}, cams, cams.argmax(dim=1), tokens)
