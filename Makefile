@@ -45,7 +45,7 @@ fuzz: build  ## for a night: 10,000 drawn cases of every operator; goes on where
 
 .PHONY: asan
 asan: $(environment)  ## CPU kernels under the address and undefined-behaviour sanitizers
-	$(here) tests/sanitized.py $(if $(ONLY),-k '$(ONLY)')
+	$(here) tests/sanitized.py $(OPTIONS) $(if $(ONLY),--only '$(ONLY)')
 
 .PHONY: check
 check: $(environment)  ## sources as ruff and clang-format want them, tables as measured and built, documentation without a warning

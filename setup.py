@@ -106,11 +106,12 @@ class CMakeBuild(build_ext):
         options += shlex.split(os.environ.get("CMAKE_ARGS", ""))
 
         # A folder that outlives the build, so that the next one compiles only what changed. What CMake remembers of
-        # options and compilers serves only the same question, and only where nothing was missing.
-        kind = "inplace" if self.inplace else "wheel"
+        # options and compilers serves only the same question, and only where nothing was missing. Wheels for several
+        # Pythons share it: only _numpy differs.
+        kind = f"{sys.implementation.cache_tag}-inplace" if self.inplace else "wheel"
         if "-DTOCO_SANITIZE=ON" in options:
-            kind = "sanitized"
-        build = ROOT / "build" / f"cmake-{sys.implementation.cache_tag}-{kind}"
+            kind = f"{sys.implementation.cache_tag}-sanitized"
+        build = ROOT / "build" / f"cmake-{kind}"
         build.mkdir(parents=True, exist_ok=True)
         variables = ("PATH", "CXX", "CXXFLAGS", "CUDACXX", "CUDAFLAGS", "CUDA_HOME")
         environment = [f"{name}={os.environ.get(name)}" for name in variables]

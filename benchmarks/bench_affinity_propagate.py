@@ -1,4 +1,4 @@
-"""Class maps along attention, as N × N products or as attention; and a random walk, dense or as a stencil."""
+"""Class maps along attention, as N × N products or as attention; and a random walk, by matrices or as a stencil."""
 
 import torch
 import torch.nn.functional as F
@@ -71,12 +71,25 @@ def walk_flop(direction, *, edges, cams, radius, beta, steps):
 
 
 def walk_rewrite(edges, cams, radius, beta, steps):
-    """The transition matrix as a sparse one, one product for each step; it is made dense once, as published."""
-    moves = [
-        m.mT.to_sparse_csr() for m in reference.walk_matrix(reference.pair_affinities(edges, radius), radius, beta)
-    ]
+    """The transition matrix as a sparse one, made of its affinities alone, and one product for each step."""
+    height, width = cams.shape[2:]
+    weights = reference.pair_affinities(edges, radius) ** beta
+    pixels = torch.arange(height * width, device=edges.device).view(height, width)
+    places, starts, ends = [], [], []
+    for k, (y, x) in enumerate(reference.offsets(radius)):
+        rows, columns = slice(0, max(height - y, 0)), slice(max(-x, 0), max(width - max(x, 0), max(-x, 0)))
+        places.append((k, rows, columns))
+        starts.append(pixels[rows, columns].flatten())
+        ends.append(starts[-1] + y * width + x)
+    start, end, own = torch.cat(starts), torch.cat(ends), pixels.flatten()
+    indices = torch.stack([torch.cat([start, end, own]), torch.cat([end, start, own])])
     walked = []
-    for image, matrix in zip((cams * (1 - edges)).flatten(2), moves, strict=True):
+    for image, weight in zip((cams * (1 - edges)).flatten(2), weights, strict=True):
+        values = torch.cat([weight[place].flatten() for place in places])
+        values = torch.cat([values, values, torch.ones_like(own, dtype=values.dtype)])
+        totals = torch.zeros_like(own, dtype=values.dtype).index_add_(0, indices[0], values)
+        values = values / totals[indices[0]]
+        matrix = torch.sparse_coo_tensor(indices, values, (own.numel(), own.numel())).to_sparse_csr()
         x = image.mT.contiguous()
         for _ in range(steps):
             x = matrix @ x
@@ -84,10 +97,45 @@ def walk_rewrite(edges, cams, radius, beta, steps):
     return torch.stack(walked).view(cams.shape)
 
 
+def walk_stencil(edges, cams, radius, beta, steps):
+    """No matrix: in each step every neighbour's map, shifted, times its weight. Rows have a margin of zeros between
+    them and lie one after the other, so that a shift is one offset and each product runs over a whole map. Neighbours
+    are added up row by row: 69 in one sum round the same way in every step, which adds up.
+    """
+    (batch, classes, height, width), reach = cams.shape, radius - 1
+    row = width + reach
+    count, margin = height * row, reach * row + reach
+    inside = slice(margin, margin + count)
+    weights = F.pad(reference.pair_affinities(edges, radius) ** beta, (0, reach)).flatten(2)
+    taps = {0: [(0, torch.ones_like(weights[:, :1]))]}  # row -> offset, weight
+    for k, (y, x) in enumerate(reference.offsets(radius)):
+        by, weight = y * row + x, weights[:, k : k + 1]
+        taps.setdefault(y, []).append((by, weight))
+        taps.setdefault(-y, []).append((-by, F.pad(weight, (by, 0))[..., :count]))
+    total = sum(weight.double() for of_row in taps.values() for _, weight in of_row)
+    taps = [[(by, (weight / total).to(cams.dtype)) for by, weight in of_row] for of_row in taps.values()]
+    now, after = cams.new_zeros(2, batch, classes, count + 2 * margin)
+    now[..., inside] = F.pad(cams * (1 - edges), (0, reach)).flatten(2)
+    for _ in range(steps):
+        maps = after[..., inside].zero_()
+        for (first, first_weight), *others in taps:
+            part = now[..., margin + first : margin + first + count] * first_weight
+            for by, weight in others:
+                part.addcmul_(now[..., margin + by : margin + by + count], weight)
+            maps.add_(part)
+        now, after = after, now
+    return now[..., inside].unflatten(2, (height, row))[..., :width].contiguous()
+
+
 WALK = Bench(
     room="affinity_propagate",
     op="random_walk",
-    providers={"toco_kernels": random_walk, "published": reference.random_walk, "rewrite": walk_rewrite},
+    providers={
+        "toco_kernels": random_walk,
+        "published": reference.random_walk,
+        "rewrite": walk_rewrite,
+        "stencil": walk_stencil,
+    },
     inputs=walk_inputs,
     flop=walk_flop,
     tiny={"batch": 1, "height": 6, "width": 5, "classes": 2, "steps": 4},

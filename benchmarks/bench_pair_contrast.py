@@ -2,6 +2,7 @@
 
 import torch
 import torch.nn.functional as F
+from by_hand import by_hand
 from harness import TRAINING, Bench, Case
 
 from toco_kernels import affinity_loss, contrast
@@ -65,9 +66,7 @@ def affinity_rewrite(features, labels, radius, scale=1.0, normalize=False, cente
     """The gradient by hand, in chunks of rows, which stay in the cache; with a radius, against rows of the grid near
     enough alone.
     """
-    if features.requires_grad:
-        return AffinityRewrite.apply(features, labels, radius, scale, normalize, center)
-    return affinity_by_rows(features, labels, radius, scale, normalize, center, with_grad=False)[0]
+    return by_hand(affinity_by_rows, features, labels, radius, scale, normalize, center)
 
 
 def affinity_by_rows(features, labels, radius, scale, normalize, center, *, with_grad):
@@ -123,18 +122,6 @@ def within(i, j, columns, radius, device):
     a, b = torch.arange(i.start, i.stop, device=device), torch.arange(j.start, j.stop, device=device)
     down = (a[:, None] // columns - b // columns).abs_()
     return (down <= radius) & ((a[:, None] % columns - b % columns).abs_() <= radius)
-
-
-class AffinityRewrite(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, features, *args):
-        loss, grad = affinity_by_rows(features, *args, with_grad=True)
-        ctx.save_for_backward(grad.to(features.dtype))
-        return loss
-
-    @staticmethod
-    def backward(ctx, grad_loss):
-        return ctx.saved_tensors[0] * grad_loss, *[None] * 5
 
 
 AFFINITY_BENCH = Bench(

@@ -4,6 +4,7 @@ from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
+from by_hand import by_hand
 from harness import DEVICE, TRAINING, Bench, Case
 
 from toco_kernels import patch_token_contrast
@@ -90,24 +91,7 @@ def rewrite(tokens, labels):
     With 4096 patches they differ less, and chunks smaller than 512 are slower.
     """
     function = all_at_once if DEVICE == "cuda" else by_blocks
-    if tokens.requires_grad:
-        return Rewrite.apply(function, tokens, labels)
-    return function(tokens, labels, with_grad=False)[0]
-
-
-class Rewrite(torch.autograd.Function):
-    """A function that returns a loss and its gradient."""
-
-    @staticmethod
-    def forward(ctx, function, tokens, *args):
-        loss, grad = function(tokens, *args, with_grad=True)
-        ctx.save_for_backward(grad.to(tokens.dtype))
-        ctx.others = len(args)
-        return loss
-
-    @staticmethod
-    def backward(ctx, grad_loss):
-        return None, ctx.saved_tensors[0] * grad_loss, *[None] * ctx.others
+    return by_hand(function, tokens, labels)
 
 
 def unit_vectors(tokens):

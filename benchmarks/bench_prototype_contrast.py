@@ -2,6 +2,7 @@
 
 import torch
 import torch.nn.functional as F
+from by_hand import by_hand
 from harness import TRAINING, Bench, Case
 
 from toco_kernels import prototype_contrast
@@ -45,38 +46,25 @@ def rewrite(features, labels, prototypes):
     Tried at 50k pixels: autograd through F.normalize and F.cross_entropy, on permuted features and on features as they
     are; the functions below with norms folded into the scores, over all pixels at once and image by image.
     """
-    if features.requires_grad:
-        return Rewrite.apply(features, labels, prototypes)
-    return scores_and_loss(features, labels, prototypes)[0]
+    return by_hand(channels_first, features, labels, prototypes)
 
 
-def scores_and_loss(features, labels, prototypes):
-    """The loss, log-probabilities (B, C, P), the pixels' inverse norms (B, 1, P) and labels with -100 for ignored."""
+def channels_first(features, labels, prototypes, *, with_grad):
     x, labels = features.flatten(2), labels.flatten(1)
     inverse = torch.linalg.vector_norm(x, dim=1, keepdim=True, dtype=torch.float32).clamp_min_(1e-12).reciprocal_()
     scores = torch.matmul(prototypes.to(x.dtype), x).float().mul_(inverse).mul_(10)
     targets = labels.masked_fill(labels == 255, -100)
     logp = scores.log_softmax(dim=1)
-    return F.nll_loss(logp, targets), logp, inverse, targets
-
-
-class Rewrite(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, features, labels, prototypes):
-        loss, logp, inverse, targets = scores_and_loss(features, labels, prototypes)
-        valid = targets >= 0
-        slopes = logp.exp_().scatter_add_(1, targets.clamp_min(0)[:, None], -valid[:, None].float())
-        slopes.mul_(inverse.mul(valid[:, None]).mul_(10 / valid.sum()))
-        x = features.flatten(2)
-        grad = torch.matmul(prototypes.T.to(x.dtype), slopes.to(x.dtype)).float()
-        along = torch.linalg.vecdot(grad, x.float(), dim=1)[:, None].mul_(inverse.square())
-        grad.addcmul_(along, x, value=-1) if x.dtype == grad.dtype else grad.sub_(along * x)
-        ctx.save_for_backward(grad.view(features.shape).to(features.dtype))
-        return loss
-
-    @staticmethod
-    def backward(ctx, grad_loss):
-        return ctx.saved_tensors[0] * grad_loss, None, None
+    loss = F.nll_loss(logp, targets)
+    if not with_grad:
+        return loss, None
+    valid = targets >= 0
+    slopes = logp.exp_().scatter_add_(1, targets.clamp_min(0)[:, None], -valid[:, None].float())
+    slopes.mul_(inverse.mul(valid[:, None]).mul_(10 / valid.sum()))
+    grad = torch.matmul(prototypes.T.to(x.dtype), slopes.to(x.dtype)).float()
+    along = torch.linalg.vecdot(grad, x.float(), dim=1)[:, None].mul_(inverse.square())
+    grad.addcmul_(along, x, value=-1) if x.dtype == grad.dtype else grad.sub_(along * x)
+    return loss, grad.view(features.shape)
 
 
 BENCH = Bench(

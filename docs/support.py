@@ -6,8 +6,8 @@ Nothing in the page is claimed by hand. Lower bounds come from pyproject.toml, G
 dtypes from tests/test_contract.py, runs on GPUs from benchmarks/results, and runs of the tests from docs/support.json.
 
 Whenever all tests pass, pytest notes in build/tested.json under which system, Python, torch and CUDA they did.
-`--record WHO` adds that note to docs/support.json. CI ends with `--confirm CI`, which fails unless its note is what
-docs/support.json says of it, so that the page cannot claim for CI what CI has not done.
+`--record WHO` adds that note to docs/support.json. CI ends with `--confirm CI`, which says where its note is not what
+docs/support.json has of it: then record what CI tests now.
 """
 
 import argparse

@@ -3,11 +3,11 @@
 `SPACES` has a space for each function of tests/rooms; one that is missing is fuzzed over its edges, in every layout.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
 from functools import partial
 
+import fuzz_pairs
 import torch
+from fuzz_space import BATCH, CLASSES, IMAGE, LABEL_DTYPES, PATCHES, SHARE, WIDTH, Space, label_type, sized
 from hypothesis import strategies as st
 from rooms import (
     affinity_refine,
@@ -21,34 +21,6 @@ from rooms import (
 )
 from rooms import prototype_contrast as prototypes
 
-BATCH = st.integers(0, 3)
-CLASSES = st.integers(1, 9)
-PATCHES = st.integers(1, 70)
-WIDTH = st.integers(0, 40)
-SIDE = st.integers(1, 20)
-LABEL_DTYPES = st.sampled_from([torch.int64, torch.int32, torch.int16, torch.uint8])
-
-
-@dataclass(frozen=True)
-class Space:
-    """The inputs of one function.
-
-    Args:
-        make: sizes and options -> inputs.
-        draws: those sizes and options, each a strategy.
-        changes: functions of inputs; one is applied, or none.
-    """
-
-    make: Callable[..., dict]
-    draws: dict[str, st.SearchStrategy] = field(default_factory=dict)
-    changes: tuple[Callable[[dict], dict], ...] = ()
-
-
-def sized(make, *, height, width, channels=None, **others):
-    """Where the maker takes (height, width) together; its `width` is that of features."""
-    others |= {} if channels is None else {"width": channels}
-    return make(size=(height, width), **others)
-
 
 def boxes(inputs, batch, height, width):
     """A box for each image, some empty, some reaching out of it."""
@@ -61,15 +33,6 @@ def with_boxes(name):
 
     def change(inputs):
         return boxes(inputs, len(inputs[name]), *inputs[name].shape[-2:])
-
-    return change
-
-
-def label_type(name, dtype):
-    """A change: labels in another integer type."""
-
-    def change(inputs):
-        return inputs | {name: inputs[name].to(dtype)}
 
     return change
 
@@ -129,9 +92,7 @@ def energies_from_logits(kernel, batch, height, width, **others):
     return boxes(inputs, batch, height, width)
 
 
-SHARE = st.floats(0, 1)
 LIMITS = {"high": st.floats(0.3, 0.9), "low": st.floats(0.05, 0.3)}
-IMAGE = {"height": SIDE, "width": SIDE}
 DILATIONS = st.lists(st.integers(1, 7), min_size=1, max_size=3, unique=True).map(sorted)
 # No side of 1: a map that is constant but for rounding is divided by the 1e-5 that its range is increased by.
 GRIDS = st.lists(st.tuples(st.integers(2, 7), st.integers(2, 7)), min_size=1, max_size=3)
@@ -145,7 +106,7 @@ MAPS = {
 }
 SIGMAS = {"sigma_rgb": st.floats(1, 60), "sigma_xy": st.floats(1, 60)}
 
-SPACES = {
+SPACES = fuzz_pairs.SPACES | {
     "affinity_refine": Space(
         affinity_refine.refine_inputs,
         {

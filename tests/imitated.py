@@ -39,7 +39,9 @@ VARIANTS = {  # file -> name there -> name of ours
     "utils/camutils_config.py": {
         "cam_to_label": "cam_to_label_of_config",
         "multi_scale_cam": "multi_scale_cam",
+        "multi_scale_cam_with_aff_mat": "multi_scale_cam_with_aff_mat",
         "cams_to_affinity_label": "cams_to_affinity_label",
+        "propagte_aff_cam_with_bkg": "propagte_aff_cam_with_bkg",
         "refine_cams_with_bkg_v2": "refine_cams_with_config",
     },
     "utils/camutils_pair.py": {
@@ -47,6 +49,11 @@ VARIANTS = {  # file -> name there -> name of ours
         "multi_scale_cam": "multi_scale_cam_and_aux",
         "cams_to_affinity_label": "cams_to_affinity_label",
         "refine_cams_with_bkg_v2": "refine_cams_with_bkg_v2",
+    },
+    "utils/propagation.py": {
+        "compute_trans_mat": "compute_trans_mat",
+        "refine_cams_with_aff": "refine_cams_with_aff",
+        "propagate_to_edge": "propagate_to_edge",
     },
     "train.py": {"get_aff_loss": "get_aff_loss"},
     "train_ranks.py": {

@@ -14,7 +14,7 @@ pytest.importorskip("triton")
 
 LAUNCHES = """
 import torch
-from test_contract import Synchronisations
+from synchronisations import Synchronisations
 from toco_kernels.dense_energy import triton_kernel
 image, mask = torch.zeros(2, 3, 224, 224), torch.ones(2, 224, 224)
 logits = torch.zeros(2, 21, 448, 448, dtype=torch.bfloat16)

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import zipfile
 from importlib.util import find_spec
 from pathlib import Path
 
+import compiled_before
 import pytest
 
 import toco_kernels
@@ -21,6 +23,7 @@ sys.path.insert(0, str(ROOT / ".ci"))
 import wheels  # noqa: E402
 
 PACKAGE = Path(toco_kernels.__file__).parent
+BUILD = ROOT / "build" / f"cmake-{sys.implementation.cache_tag}-inplace"  # of `make build`
 SCHEMAS = Path(__file__).parent / "schemas.txt"
 CPU_TORCH = "2.13.0"  # not the torch that the wheel is built beside
 
@@ -32,6 +35,15 @@ def run(*command, cwd=ROOT, **environment) -> str:
     done = subprocess.run([*map(str, command)], cwd=cwd, env=inherited | environment, text=True, capture_output=True)
     assert done.returncode == 0, f"{command} failed:\n{done.stdout[-8000:]}\n{done.stderr[-8000:]}"
     return done.stdout
+
+
+def cmake_args(**options: str) -> str:
+    """For builds from other sources that are the same as here: what `make build` has compiled is not compiled again."""
+    launcher = ";".join([sys.executable, "-S", compiled_before.__file__, str(BUILD)])
+    gpus = compiled_before.remembered(BUILD).get("CMAKE_CUDA_ARCHITECTURES", "90")
+    launchers = {"CMAKE_CXX_COMPILER_LAUNCHER": launcher, "CMAKE_CUDA_COMPILER_LAUNCHER": launcher}
+    options = {"CMAKE_CUDA_ARCHITECTURES": gpus, **launchers, **options}
+    return shlex.join(f"-D{name}={value}" for name, value in options.items())
 
 
 # What importing brings along
@@ -145,7 +157,7 @@ def source(tmp_path_factory):
 def wheel(source):
     """Built beside the installed torch."""
     options = ["--no-build-isolation", "--no-deps", "--quiet", "-w", source / "dist"]
-    run(sys.executable, "-m", "pip", "wheel", *options, source, CMAKE_ARGS="-DCMAKE_CUDA_ARCHITECTURES=90")
+    run(sys.executable, "-m", "pip", "wheel", *options, source, CMAKE_ARGS=cmake_args())
     (built,) = (source / "dist").glob("*.whl")
     return built
 
@@ -166,7 +178,7 @@ def other_python(tmp_path_factory):
     folder = tmp_path_factory.mktemp("environment")
     run(sys.executable, "-m", "venv", folder)
     python = folder / "bin" / "python"
-    run(python, "-m", "pip", "install", "--quiet", f"torch=={CPU_TORCH}", "numpy", "pytest")
+    run(python, "-m", "pip", "install", "--quiet", "--no-compile", f"torch=={CPU_TORCH}", "numpy", "pytest")
     return python
 
 
@@ -243,9 +255,9 @@ def test_one_wheel_for_every_torch(wheel, other_python, tmp_path):
 
     before = frozen()
     run(other_python, "-m", "pip", "install", "--quiet", wheel)
-    added = [line for line in frozen() if line not in before]
-    assert [re.split(" |=", line)[0] for line in added] == ["toco-kernels"]
-    assert not set(before) - set(frozen())
+    after = frozen()
+    assert [re.split(" |=", line)[0] for line in after if line not in before] == ["toco-kernels"]
+    assert not set(before) - set(after)
 
     has_cuda_kernels = "toco_kernels/_torch_cuda.so" in zipfile.ZipFile(wheel).namelist()
     result = what_runs(other_python, other_python.parents[1])
@@ -262,11 +274,32 @@ def test_one_wheel_for_every_torch(wheel, other_python, tmp_path):
 
 @pytest.mark.slow
 def test_build_in_isolation_finds_the_installed_torch(source, other_python, tmp_path):
-    options = ["--quiet", "--no-deps", "--target", tmp_path / "installed"]
-    run(other_python, "-m", "pip", "install", *options, source)
+    """With the bindings of one room: those of the others include the same of torch, and take as long to compile."""
+    one_room = tmp_path / "source"
+    shutil.copytree(source, one_room, ignore=shutil.ignore_patterns("build", "dist"))
+    for binding in (one_room / "python" / "torch_cpu").glob("*.cpp"):
+        if binding.stem not in ("class_contrast", "isa"):
+            binding.unlink()
+    options = ["--quiet", "--no-deps", "--no-compile", "--target", tmp_path / "installed"]
+    run(other_python, "-m", "pip", "install", *options, one_room, CMAKE_ARGS=cmake_args())
     result = what_runs(other_python, tmp_path / "installed")
     why_no_cuda = "the installed torch has no CUDA"
     assert result == {"not loaded": {"_torch_cuda": why_no_cuda}, "CPU kernel": True, "numpy kernel": True}
+
+
+@pytest.mark.slow
+def test_without_nvcc_the_rest_is_built(source, tmp_path):
+    """What CMake decides there; every reason has a remedy in `doctor`, as tests/test_doctor.py holds it to."""
+    cmake = shutil.which("cmake", path=os.pathsep.join([sysconfig.get_path("scripts"), os.environ["PATH"]]))
+    torch = Path(find_spec("torch").origin).parent
+    if not cmake or not (torch / "lib" / "libtorch_cuda.so").exists():
+        pytest.skip("no CMake, or a torch without CUDA")
+    options = {"TOCO_PACKAGE_DIR": tmp_path, "TORCH_ROOT": torch, "Python_EXECUTABLE": sys.executable}
+    definitions = [f"-D{name}={value}" for name, value in options.items()]
+    run(cmake, "-G", "Ninja", "-S", source, "-B", tmp_path / "build", *definitions, CUDACXX="/no/nvcc/here")
+    missing = json.loads((tmp_path / "_build.json").read_text())["missing"]
+    assert missing["_torch_cpu"] == ""
+    assert missing["_torch_cuda"] == "no nvcc was found, or it does not work with the C++ compiler"
 
 
 @pytest.mark.slow
@@ -287,15 +320,12 @@ def test_without_tools_it_installs_and_says_so(source, tmp_path, tools, why):
         (path / tool).symlink_to(shutil.which(tool, path=here) or pytest.skip(f"no {tool} on this machine"))
     python = path / "python"
     python.symlink_to(sys.executable)
-    options = ["--no-build-isolation", "--no-deps", "--quiet", "--target", tmp_path / "installed"]
+    folders = ["--build-base", tmp_path / "build", "--build-lib", tmp_path / "installed"]  # the command that pip gives
     packages = sysconfig.get_path("purelib")
-    run(python, "-m", "pip", "install", *options, source, PATH=str(path), PYTHONPATH=packages)
-    result = what_runs(sys.executable, tmp_path / "installed")
-    assert result == {
-        "not loaded": dict.fromkeys(("_torch_cpu", "_torch_cuda"), why),
-        "CPU kernel": False,
-        "numpy kernel": False,
-    }
+    run(python, "setup.py", "-q", "build", *folders, cwd=source, PATH=str(path), PYTHONPATH=packages)
+    missing = json.loads((tmp_path / "installed" / "toco_kernels" / "_build.json").read_text())["missing"]
+    assert missing == dict.fromkeys(("_torch_cpu", "_torch_cuda", "_numpy"), why)
+    assert not [*(tmp_path / "installed").rglob("*.so")]
 
 
 def test_hooks_use_the_pinned_tools():

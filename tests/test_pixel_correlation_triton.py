@@ -10,7 +10,7 @@ pytest.importorskip("triton")
 
 LAUNCHES = """
 import torch
-from test_contract import Synchronisations
+from synchronisations import Synchronisations
 from toco_kernels.pixel_correlation import triton_kernel
 with Synchronisations() as waits:
     for dtype, classes in ((torch.float32, 21), (torch.bfloat16, 81)):

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from ppc_inputs import CONFIGS, TINY_EPS, tiny_batch, tiny_ppc
 from test_toco import assert_close
 from toco_inputs import gradients
@@ -109,16 +110,87 @@ def test_dropout_and_draws_matter():
     assert first.losses["cross_cam"] == second.losses["cross_cam"]
 
 
-def test_criterion_is_the_golden_contrast():
-    """The authors' own function on its inputs, over the random numbers of 64 seeds; its background is last."""
+@pytest.fixture
+def golden():
+    """The inputs of the authors' own function, whose background is last, and the mean of what it gives."""
     golden = np.load(Path(__file__).parent / "golden" / "pixel_prototype_contrast.npz")
-    golden = {name: torch.from_numpy(array) for name, array in golden.items()}
-    cams = golden["cam"].roll(1, dims=1), golden["other_cam"].roll(1, dims=1)
-    inputs = *cams, golden["features"], golden["other_features"], golden["image_labels"]
+    cams = (torch.from_numpy(golden[name]).roll(1, dims=1) for name in ("cam", "other_cam"))
+    others = (torch.from_numpy(golden[name]) for name in ("features", "other_features", "image_labels"))
+    return (*cams, *others), golden["parts_over_64_seeds"].mean()
+
+
+def test_criterion_is_the_golden_contrast(golden):
+    """Over the random numbers of 64 seeds; the arrays have the sum of the three terms alone."""
+    inputs, expected = golden
     criterion = PPCCriterion(replace(PPC_EPS, weights=dict.fromkeys(CONTRAST, 0.1)))
-    assert criterion.prototype_pixels(*golden["other_features"].shape[2:]) == 16
+    assert criterion.prototype_pixels(*inputs[3].shape[2:]) == 16
     losses = torch.stack([criterion(*inputs).loss for _ in range(16)])
-    assert losses.mean().item() == pytest.approx(golden["parts_over_64_seeds"].mean().item(), rel=1e-3)
+    assert losses.mean().item() == pytest.approx(expected, rel=1e-3)
+
+
+def test_each_term_of_the_golden_contrast_pixel_by_pixel(golden):
+    """Each by its formula, in NumPy and with nothing of ours: terms that are mixed up would have the same sum."""
+    inputs, expected = golden
+    draws = torch.rand(2, 2, 16, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    losses = PPCCriterion(replace(PPC_EPS, weights=dict.fromkeys(CONTRAST, 0.1)))(*inputs, draws=draws).losses
+
+    first, second, features, other_features, image_labels = inputs
+    small = {"size": (16, 16), "mode": "bilinear", "align_corners": True}
+    maps = [F.interpolate(first, **small).numpy(), second.numpy()]
+    pixels = [F.interpolate(features, **small), other_features]
+    pixels = [x.permute(0, 2, 3, 1).reshape(512, -1).numpy() for x in pixels]
+    present = np.concatenate([np.ones((2, 1)), image_labels.numpy()], axis=1)
+    labels, prototypes = [], []
+    for of_view, vectors in zip(maps, pixels, strict=True):
+        scores = np.empty((21, 2, 256))
+        for c in range(21):
+            for b in range(2):
+                map_ = np.maximum(of_view[b, c].ravel(), 0)
+                low, high = map_.min(), map_.max()
+                map_[map_ < low + 1e-5] = 0
+                scores[c, b] = 0.1 if c == 0 else (map_ - low - 1e-5) / (high - low + 1e-5)
+        labels.append(
+            [max(range(21), key=lambda c: scores[c, i // 256, i % 256] * present[i // 256, c]) for i in range(512)]
+        )
+        means = []
+        for of_class in scores.reshape(21, 512):
+            best = sorted(range(512), key=lambda i: -of_class[i])[:16]  # stable: of equal ones, the first
+            means.append(sum(of_class[i] * vectors[i] for i in best))
+        prototypes.append([mean / np.linalg.norm(mean) for mean in means])
+
+    def loss(view, i, of, label):
+        exps = [np.exp(pixels[view][i] @ p / np.linalg.norm(pixels[view][i]) / 0.1) for p in prototypes[of]]
+        return -np.log(exps[label] / sum(exps))
+
+    def mined(view):
+        terms = []
+        for c in sorted(set(labels[view])):
+            chosen = [i for i in range(512) if labels[view][i] == c]
+            half, most = len(chosen) // 2, int(0.6 * len(chosen))
+            similar = {
+                i: sorted(
+                    ((p @ pixels[view][i] / np.linalg.norm(pixels[view][i]), k) for k, p in enumerate(prototypes[view]))
+                )
+                for i in chosen
+            }
+            own = {i: next(s for s, k in similar[i] if k == c) for i in chosen}
+            drawn = sorted(chosen, key=lambda i: draws[i // 256, view].ravel()[i % 256])[:half]
+            hard = sorted(chosen, key=own.get)[most - half : most]
+            of_pixels = []
+            for i in drawn + hard:
+                ranks = [s for s, _ in similar[i][::-1][3:13]]
+                exps = np.exp(np.array([own[i], *ranks]) / 0.1)
+                of_pixels.append(-np.log(exps[0] / exps.sum()))
+            terms.append(np.mean(of_pixels) if half else 0.0)
+        return np.mean(terms)
+
+    by_hand = {
+        "cross_prototype": np.mean([[loss(v, i, 1 - v, labels[v][i]) for i in range(512)] for v in range(2)]),
+        "cross_cam": np.mean([[loss(v, i, v, labels[1 - v][i]) for i in range(512)] for v in range(2)]),
+        "intra": (mined(0) + mined(1)) / 2,
+    }
+    assert {name: loss.item() for name, loss in losses.items()} == pytest.approx(by_hand, rel=1e-9)
+    assert 0.1 * sum(by_hand.values()) == pytest.approx(expected, rel=5e-3), "and they are the authors', up to draws"
 
 
 @pytest.mark.parametrize("variant", CONFIGS)

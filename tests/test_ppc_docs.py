@@ -63,5 +63,8 @@ def test_the_table_has_the_published_values():
 
 
 def test_presets_are_documented():
-    for preset in recipes.find("ppc").presets:
-        assert preset in TUTORIAL
+    (sentence,) = re.findall(r"The presets are ([^.]*?), which trains", TUTORIAL, re.DOTALL)
+    assert re.findall(r"`([^`]+)`", sentence) == [*recipes.find("ppc").presets]
+    named = re.findall(r"--preset (\S+)", TUTORIAL)
+    assert named
+    assert {*named} <= {*recipes.find("ppc").presets}

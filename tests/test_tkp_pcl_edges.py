@@ -58,6 +58,15 @@ def test_half_precision_throughout(dtype):
     assert output.tokens.dtype == dtype
 
 
+def test_a_batch_without_images_costs_nothing():
+    model, batch = tiny_tkp_pcl(), batch_of()
+    output = model(batch["images"][:0], batch["image_labels"][:0], step=0)
+    output.loss.backward()
+    assert output.loss == 0
+    assert all((p.grad == 0).all() for p in model.parameters() if p.grad is not None)
+    assert model.eval().cams(batch["images"][:0], batch["image_labels"][:0]).shape == (0, 6, 64, 64)
+
+
 def test_scores_that_are_as_sure_as_can_be():
     """Cross-entropy is finite where a probability is 0 or 1, on the wrong side too."""
     scores = torch.eye(6)[None, torch.arange(8) % 6].requires_grad_()
@@ -96,7 +105,33 @@ def test_scales_and_mirror_images():
     assert model.cams(images, labels, scales=(1.0, 1.5)).shape == (2, 6, 64, 64)
 
 
+def test_images_are_squashed_before_they_are_labelled():
+    images, labels = batch_of(size=(50, 70))["images"], batch_of()["image_labels"]
+    square = F.interpolate(images, size=(96, 96), mode="bilinear", align_corners=False)
+    expected = tiny_tkp_pcl().eval().cams(square, labels, scales=(1.0, 0.5), size=(50, 70))
+    model = tiny_tkp_pcl(replace(TINY, label_size=96)).eval()
+    assert torch.equal(model.cams(images, labels, scales=(1.0, 0.5)), expected)
+    assert model.scores(images).shape == (2, 6, 6, 8), "which are those of the images as they are"
+
+
 # Networks
+
+
+def test_compiled_across_the_end_of_the_frozen_steps():
+    """The step is a symbol in the graphs, not a constant of each."""
+    model, batch, graphs = tiny_tkp_pcl(replace(TINY, frozen_steps=3), options={"depth": 1}).eval(), batch_of(), []
+    compiled = torch.compile(model, backend=lambda module, _: graphs.append(module) or module, fullgraph=True)
+    for step in (1, 2, 3, 4):
+        loss = compiled(**batch | {"step": step}).loss
+        torch.testing.assert_close(loss, model(**batch | {"step": step}).loss)
+    assert len(graphs) == 3, "of the first step, of those before the end, of those after it"
+
+
+def test_frozen_positions_are_not_said_to_be_trained():
+    must = r"train_positions must be False where all but 1 blocks are frozen \(trained_blocks\), got True"
+    with pytest.raises(ValueError, match=must):
+        tiny_tkp_pcl(replace(TINY, trained_blocks=1), train_positions=True)
+    assert tiny_tkp_pcl(train_positions=True).backbone.vit.pos_embed.requires_grad
 
 
 @pytest.mark.parametrize(
@@ -144,6 +179,15 @@ def changed(**changes):
     return lambda: tiny_tkp_pcl()(**batch_of() | changes)
 
 
+def criterion(**changes):
+    given = {"scores": torch.ones(1, 8, 6), "tokens": torch.ones(1, 8, 4), "image_labels": torch.ones(1, 5)}
+    return lambda: TKPPCLCriterion(replace(TINY, weight=0.0))(**given | {"grid": (2, 4), "step": 0} | changes)
+
+
+def cams(**options):
+    return lambda: tiny_tkp_pcl().cams(batch_of()["images"], batch_of()["image_labels"], **options)
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
@@ -152,22 +196,19 @@ def changed(**changes):
         (changed(images=torch.zeros(2, 3, 64, 64).byte()), "images must be float32"),
         (changed(image_labels=torch.zeros(2, 6)), "image_labels must have shape (B, C) = (2, 5)"),
         (changed(step=-1), "step must be an integer >= 0, got -1"),
-        (lambda: replace(TINY, k=0), "k must be an integer >= 1, got 0"),
-        (lambda: replace(TINY, mean_steps=-1), "mean_steps must be an integer >= 0, got -1"),
-        (lambda: replace(TINY, threshold=0.4), "threshold must be in [0.5, 1), got 0.4"),
-        (lambda: replace(TINY, form="cubic"), "form must be one of ('linear', 'log'), got 'cubic'"),
-        (lambda: replace(TINY, weight=-1), "weight must not be negative, got -1"),
-        (lambda: replace(TINY, dropout=1), "dropout must be in [0, 1), got 1"),
-        (lambda: replace(TINY, conditioning="lstm"), "conditioning must be one of ('none', 'hv_bilstm')"),
-        (lambda: replace(TINY, label_size=0), "label_size must be an integer >= 1, got 0"),
         (lambda: tiny_tkp_pcl(replace(TINY, trained_blocks=5)), "trained_blocks must be at most the backbone's 4"),
         (lambda: tiny_tkp_pcl(num_classes=1), "num_classes must be an integer >= 2, got 1"),
-        (
-            lambda: TKPPCLCriterion(TINY)(
-                torch.ones(1, 9, 6), torch.ones(1, 9, 4), torch.ones(1, 5), grid=(2, 4), step=0
-            ),
-            "grid must have the 9 patches of the scores, got (2, 4)",
-        ),
+        (changed(images=torch.zeros(2, 3, 0, 64)), "images must have at least one pixel, got shape (2, 3, 0, 64)"),
+        (criterion(grid=(2, 3)), "grid must have the 8 patches of the scores, got (2, 3)"),
+        (criterion(grid=(-2, -4)), "grid must be an integer >= 1, got -2"),
+        (criterion(grid=8), "grid must be 2 integers >= 1, got 8"),
+        (criterion(tokens=torch.ones(1, 9, 4)), "tokens must have a token for each of the scores, (B, N) = (1, 8)"),
+        (criterion(tokens=torch.ones(1, 8, 4).long()), "tokens must be float32, float64, float16 or bfloat16"),
+        (criterion(scores=torch.ones(1, 0, 6), tokens=torch.ones(1, 0, 4)), "scores must have a patch and a class"),
+        (cams(scales=()), "scales must be positive numbers, at least one, got ()"),
+        (cams(scales=(1.0, -1.0)), "scales must be positive numbers, at least one, got (1.0, -1.0)"),
+        (cams(size=(0, 5)), "size must be an integer >= 1, got 0"),
+        (cams(size=5), "size must be 2 integers >= 1, got 5"),
     ],
 )
 def test_mistakes_are_named(call, message):

@@ -49,6 +49,14 @@ def work(rank, folder):
     output.loss.backward()
     grads = {name: p.grad for name, p in model.named_parameters() if p.requires_grad}
     results["step"] = output.losses["mce"].detach(), output.losses["pce"].detach(), grads
+    model = tiny_tkp_pcl(replace(CONFIG, frozen_steps=1), process_group=dist.group.WORLD)
+    wrapped = DistributedDataParallel(model, find_unused_parameters=True)  # as the tutorial says
+    for step in range(2):
+        model.zero_grad()
+        wrapped(**batch_of(seed=1 + rank) | {"step": step}).loss.backward()
+        results[f"frozen until 1, step {step}"] = {
+            name: p.grad for name, p in model.named_parameters() if p.grad is not None
+        }
     torch.save(results, f"{folder}/{rank}.pt")
     dist.destroy_process_group()
 
@@ -95,6 +103,14 @@ def test_a_step_of_two_processes_is_that_of_one(results):
             torch.testing.assert_close(grads[name], other_grads[name])
             error = (grads[name] - parameter.grad).norm() / parameter.grad.norm().clamp(min=1e-9)
             assert error < 1e-4, name
+
+
+def test_frozen_steps_in_two_processes(results):
+    frozen, trained = ([result[f"frozen until 1, step {step}"] for result in results] for step in range(2))
+    assert {name for grads in frozen for name, grad in grads.items() if grad.any()} == {"classifier.weight"}
+    assert torch.equal(frozen[0]["classifier.weight"], frozen[1]["classifier.weight"])
+    for name, grad in results[0]["step"][2].items():
+        torch.testing.assert_close(trained[0][name], grad)
 
 
 def test_what_is_no_group_is_refused():

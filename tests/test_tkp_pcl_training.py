@@ -194,14 +194,17 @@ def test_loop_of_the_tutorial_runs(monkeypatch):
         return methods.tkp_pcl.TKPPCL("vit_tiny_patch16_224", config=config, backbone_options=SMALL)
 
     monkeypatch.setattr(methods, "TKPPCL", small)
-    monkeypatch.setattr(methods, "TKPPCL_VOC", replace(methods.TKPPCL_VOC, trained_blocks=2, frozen_steps=0))
+    config = replace(methods.TKPPCL_VOC, trained_blocks=2, frozen_steps=1, label_size=40)
+    monkeypatch.setattr(methods, "TKPPCL_VOC", config)
     batch = torch.randn(2, 3, 64, 64), torch.eye(20)[:2]
     names = {"loader": [batch, batch]}
     exec(loop.replace(".cuda()", ""), names)
     assert names["step"] == 1
     assert names["output"].loss.isfinite()
-    names |= {"images": batch[0], "image_labels": batch[1], "height": 30, "width": 40}
+    assert names["optimizer"].param_groups[0]["lr"] == 1e-4, "the frozen step is over"
+    names |= {"images": batch[0][:, :, :30], "image_labels": batch[1]}
     exec(labels, names)
+    assert names["maps"].shape == (2, 21, 30, 64)
     assert torch.equal(names["maps"].argmax(1), names["labels"])
 
 

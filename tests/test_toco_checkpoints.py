@@ -151,7 +151,7 @@ def test_groups_of_a_wrapped_model(wrap):
 
 
 def test_parameters_that_have_no_group_are_named():
-    with pytest.raises(ValueError, match="model must be or hold a ToCo or a PPC, got Linear"):
+    with pytest.raises(ValueError, match="model must be or hold one of ToCo, PPC, AffinityNet, got Linear"):
         groups_of(nn.Linear(2, 2), VOC.optimisation)
     model = nn.ModuleDict({"toco": tiny_toco(), "head": nn.Linear(2, 2)})
     with pytest.raises(ValueError, match=r"nothing beside it: pass the ToCo alone, got head\.weight, head\.bias"):

@@ -17,7 +17,17 @@ from voc_folder import CLASSES, LABELS, make_folder
 from toco_kernels.__main__ import main
 from toco_kernels.cli import pseudo_label as pseudo_label_command
 from toco_kernels.cli import train as train_command
-from toco_kernels.training import coco, evaluation, files, folder, image_labels, protocols, pseudo_labels, refine
+from toco_kernels.training import (
+    coco,
+    evaluation,
+    files,
+    folder,
+    image_labels,
+    protocols,
+    pseudo_labels,
+    recipes,
+    refine,
+)
 from toco_kernels.training.data import spread
 from toco_kernels.training.miou import Confusion
 from toco_kernels.training.protocols import PROTOCOLS
@@ -162,7 +172,10 @@ def test_certify(tmp_path, capsys):
         (("--preset", "nosuch"), "preset must be one of shapes, voc, got 'nosuch'"),
         (("--data", "folder", "--preset", "voc"), "root must be the folder of folder, got none"),
         (("--data", "folder", "--preset", "voc", "--root", "/nosuch"), "/nosuch: is missing"),
-        (("--method", "nosuch"), "method must be one of toco, ppc, tkp-pcl, or a Python file, got 'nosuch'"),
+        (
+            ("--method", "nosuch"),
+            "method must be one of toco, ppc, tkp-pcl, affinitynet, or a Python file, got 'nosuch'",
+        ),
         (("--method", "nosuch.py"), "method must be a file that exists, got 'nosuch.py'"),
     ],
 )
@@ -197,6 +210,7 @@ def test_mistakes_in_arguments(words, message, capsys):
 
 def test_names_are_those_of_the_trainer():
     assert pseudo_label_command.REFINEMENTS == refine.REFINEMENTS
+    assert train_command.METHODS == recipes.METHODS
     assert train_command.assignment("a.b=[1, 2]") == ("a.b", [1, 2])
     assert train_command.assignment("a=text") == ("a", "text")
 
@@ -309,11 +323,14 @@ def test_files_for_vocs_test_server(tmp_path, monkeypatch):
     class Blind:
         module = torch.nn.Linear(1, 1)
 
+        def quantities(self):
+            return ("seg",)
+
         def segmentation(self, image, scales, flip, merge):
             return np.stack([np.zeros(image.shape[:2]), np.ones(image.shape[:2]), np.zeros(image.shape[:2])])
 
     monkeypatch.setattr(evaluation, "_predictor", lambda *_: Blind())
-    arguments = SimpleNamespace(root=root, out=tmp_path / "out", workers=0)
+    arguments = SimpleNamespace(protocol="voc-test", root=root, out=tmp_path / "out", workers=0)
     assert evaluation.export_voc_test(arguments) == 4
     assert evaluation.export_voc_test(arguments) == 4, "again"
     wanted = tmp_path / "out" / "results" / "VOC2012" / "Segmentation" / "comp6_test_cls"

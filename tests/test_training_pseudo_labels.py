@@ -77,6 +77,7 @@ PAPERS = {  # filters of positions and of colours, as sigmas and weight
     "toco-test": {"gaussian": (1, 1), "bilateral": (121, 5, 4)},
     "label-crf": {"gaussian": (3, 3), "bilateral": (50, 5, 10)},
     "vit-pcm": {"gaussian": (1, 3), "bilateral": (67, 3, 4)},
+    "affinitynet": {"gaussian": (3, 3), "bilateral": (80, 13, 10)},
 }
 
 
@@ -86,8 +87,9 @@ def test_crf_presets_are_what_the_papers_say(name):
     scores = np.stack([np.full((48, 64), 0.4, np.float32), cams[1]])
     colours = image.transpose(2, 0, 1).astype(np.float32)
     start = scores / scores.sum(0)
-    if name == "label-crf":  # from labels that are right with probability 0.7
-        start = np.where(np.stack([start[0] >= start[1], start[0] < start[1]]), 0.7, 0.3).astype(np.float32)
+    if name in ("label-crf", "affinitynet"):  # from labels that are right with probability 0.7
+        other = 0.3 / {"label-crf": 1, "affinitynet": 20}[name]
+        start = np.where(np.stack([start[0] >= start[1], start[0] < start[1]]), 0.7, other).astype(np.float32)
     expected = kernels.dense_crf(colours, start, kernel="lattice", iterations=10, **PAPERS[name])
     np.testing.assert_allclose(crf(colours, scores, CRF_PRESETS[name]), expected, atol=1e-6)
 
@@ -101,7 +103,7 @@ def test_a_photograph_of_nothing_is_background():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("crf",), "refinement must be one of none, par, toco-test, label-crf, vit-pcm, got 'crf'"),
+        (("crf",), "refinement must be one of none, par, toco-test, label-crf, vit-pcm, affinitynet, got 'crf'"),
         (("par", 0.3, 0.5), "thresholds must be 0 <= low <= high <= 1, got low 0.5 and high 0.3"),
     ],
 )

@@ -93,7 +93,7 @@ def test_views_of_a_photograph_smaller_or_larger_than_the_crop():
             assert all(view.shape == (3, 48, 48) for view in (sample["images"], *sample["views"].values()))
 
 
-@pytest.mark.parametrize("method", ["toco", "ppc", "tkp-pcl"])
+@pytest.mark.parametrize("method", recipes.METHODS)
 def test_photographs_to_be_labelled_are_normalised_as_those_trained_on(method):
     settings = recipes.find(method).preset("shapes")
     settings["config"] = settings["config"] | {"mean": [10, 20, 30], "std": [2, 4, 8]}

@@ -27,17 +27,18 @@ TOCO_HOST_DEVICE int64_t draw_next(double draw, int64_t count, int64_t drawn, in
 }
 
 // The corner of a crop in the window, which is its candidate's place there.
-struct Corner {
+struct CropCorner {
   int64_t y, x;
 };
 
 // Where candidate number `position` of an image is, row by row, by the candidates in each row of its window; any pixel
 // is one if there are fewer than crops of them.
-TOCO_HOST_DEVICE Corner find_candidate(const uint8_t* roi,     // (H, W)
-                                       const int32_t* in_row,  // (rows of the window)
-                                       int64_t position, bool everywhere, const CropShape& s, const Window& window) {
+TOCO_HOST_DEVICE CropCorner find_candidate(const uint8_t* roi,     // (H, W)
+                                           const int32_t* in_row,  // (rows of the window)
+                                           int64_t position, bool everywhere, const CropShape& s,
+                                           const Window& window) {
   if (everywhere) return {position / window.width, position % window.width};
-  Corner corner{0, 0};
+  CropCorner corner{0, 0};
   for (; position >= in_row[corner.y]; ++corner.y) position -= in_row[corner.y];
   const uint8_t* row = roi + (window.margin + corner.y) * s.width + window.margin;
   for (; position > 0 || row[corner.x] > 1; ++corner.x) position -= row[corner.x] <= 1;

@@ -27,7 +27,7 @@ template <typename T>
 void crop_uncertain_cpu(const T* images, const uint8_t* roi, const double* draws, T* cut, T* flags, CropShape s,
                         const Parallel& parallel) {
   const Window window(s);
-  std::vector<Corner> corners(s.batch * s.crops);
+  std::vector<CropCorner> corners(s.batch * s.crops);
   parallel.loop(s.batch, 1, [&](int64_t begin, int64_t end, int) {
     std::vector<int32_t> in_row(window.height);
     std::vector<int64_t> chosen(s.crops);
@@ -45,7 +45,7 @@ void crop_uncertain_cpu(const T* images, const uint8_t* roi, const double* draws
   parallel.loop(s.batch * s.crops, grain_for(s.size * s.size * s.channels), [&](int64_t begin, int64_t end, int) {
     for (int64_t item = begin; item < end; ++item) {
       const int64_t b = item % s.batch, i = item / s.batch;  // in the order of the result
-      const Corner corner = corners[b * s.crops + i];
+      const CropCorner corner = corners[b * s.crops + i];
       const int64_t first = corner.y * s.width + corner.x;
       for (int64_t c = 0; c < s.channels; ++c)
         for (int64_t y = 0; y < s.size; ++y)

@@ -12,7 +12,7 @@ constexpr int64_t kSegment = 32;  // pixels of a row that one thread counts
 // What the threads tell each other, in `scratch`.
 struct CropScratch {
   unsigned long long* regions;  // (B, crops): sums over crops
-  Corner* corners;              // (B, crops)
+  CropCorner* corners;          // (B, crops)
   int64_t* positions;           // (B, crops): which candidates
   int64_t* chosen;              // (B, crops): the same, in ascending order
   int32_t* in_row;              // (B, H): candidates in each row of the window
@@ -20,7 +20,7 @@ struct CropScratch {
   CropScratch(int64_t* scratch, const CropShape& s) {
     const int64_t crops = s.batch * s.crops;
     regions = reinterpret_cast<unsigned long long*>(scratch);
-    corners = reinterpret_cast<Corner*>(scratch + crops);
+    corners = reinterpret_cast<CropCorner*>(scratch + crops);
     positions = scratch + 3 * crops;
     chosen = scratch + 4 * crops;
     in_row = reinterpret_cast<int32_t*>(scratch + 5 * crops);
@@ -76,14 +76,14 @@ __global__ void cut_kernel(const T* images, T* cut, CropScratch scratch, CropSha
   const int64_t x = i % s.size, y = i / s.size % s.size, c = i / (s.size * s.size) % s.channels;
   const int64_t item = i / (s.size * s.size * s.channels), b = item % s.batch, crop = item / s.batch;
   if (crop >= s.crops) return;
-  const Corner corner = scratch.corners[b * s.crops + crop];
+  const CropCorner corner = scratch.corners[b * s.crops + crop];
   cut[i] = images[((b * s.channels + c) * s.height + corner.y + y) * s.width + corner.x + x];
 }
 
 // blockIdx.y counts the crops of all images.
 __global__ void sum_kernel(const uint8_t* roi, CropScratch scratch, CropShape s) {
   const int64_t i = blockIdx.x * int64_t(kThreads) + threadIdx.x, b = blockIdx.y / s.crops;
-  const Corner corner = scratch.corners[blockIdx.y];
+  const CropCorner corner = scratch.corners[blockIdx.y];
   unsigned long long value = 0;
   if (i < s.size * s.size) value = roi[(b * s.height + corner.y + i / s.size) * s.width + corner.x + i % s.size];
   sum_of_warp(scratch.regions + blockIdx.y, value);

@@ -157,7 +157,7 @@ void affinity_loss_cpu(Tokens<T> features, const int64_t* labels, AffinityRule r
                                  scratch.data + thread * scratch_size);
                     }
                   });
-    const std::vector<BlockPlace> places = blocks_of(sides, first, end_image);
+    const std::vector<BlockPlace> places = places_of(sides, first, end_image);
     std::vector<double> losses(places.size()), steepness(places.size());
     parallel.in_turn(places.size(), 2 * kBlock * s.x_count * s.width, [&](int64_t i, int thread) {
       const Side<A>& side = sides[places[i].image];

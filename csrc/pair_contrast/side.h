@@ -135,7 +135,7 @@ struct BlockPlace {
 };
 
 template <typename A>
-std::vector<BlockPlace> blocks_of(const std::vector<Side<A>>& sides, int64_t begin, int64_t end) {
+std::vector<BlockPlace> places_of(const std::vector<Side<A>>& sides, int64_t begin, int64_t end) {
   std::vector<BlockPlace> places;
   for (int64_t b = begin; b < end; ++b)
     for (int64_t block = 0; block < sides[b].blocks(); ++block) places.push_back({b, block});

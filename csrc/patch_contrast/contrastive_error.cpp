@@ -13,7 +13,7 @@ namespace {
 
 constexpr int kPanel = portable::kPanel;
 
-// The classes that images show, and the side of every patch; weights make means of means out of sums over pairs.
+// The classes that images show, and the sureness of every patch; weights make means of means out of sums over pairs.
 template <typename A>
 std::vector<PresentClass<A>> present_classes(const A* scores, Flags classes, int64_t class_count, double threshold,
                                              PatchShape s, const Parallel& parallel) {
@@ -31,9 +31,9 @@ std::vector<PresentClass<A>> present_classes(const A* scores, Flags classes, int
       PresentClass<A>& p = present[i];
       const A* score = scores + p.image * s.patches * class_count + channel[i];
       for (int64_t n = 0; n < s.patches; ++n, score += class_count) {
-        p.sides[n] = *score > above ? Side::kHigh : *score < below ? Side::kLow : Side::kNone;
-        p.high += p.sides[n] == Side::kHigh;
-        p.low += p.sides[n] == Side::kLow;
+        p.sureness[n] = *score > above ? Sureness::kHigh : *score < below ? Sureness::kLow : Sureness::kNone;
+        p.high += p.sureness[n] == Sureness::kHigh;
+        p.low += p.sureness[n] == Sureness::kLow;
       }
     }
   });
@@ -69,15 +69,15 @@ double linear_error(Tokens<T> tokens, const std::vector<PresentClass<A>>& presen
       const int64_t b = i / strips, channel = i % strips * kStrip;
       const int64_t channels = std::min(kStrip, s.width - channel);
       for (int64_t c = first[b]; c < first[b + 1]; ++c)
-        for (int side = 0; side < 2; ++side) std::fill_n(sums.data + (c * 2 + side) * s.width + channel, channels, 0.0);
+        for (int low = 0; low < 2; ++low) std::fill_n(sums.data + (c * 2 + low) * s.width + channel, channels, 0.0);
       best_isa([&]() TOCO_INLINE {
         for (int64_t n = 0; n < s.patches; ++n)
           for (int64_t c = first[b]; c < first[b + 1]; ++c) {
-            const Side side = present[c].sides[n];
-            if (side == Side::kNone) continue;
+            const Sureness sure = present[c].sureness[n];
+            if (sure == Sureness::kNone) continue;
             const T* token = tokens.at(b, n) + channel;
             const A scale = lengths[b * s.patches + n].inverse;
-            double* sum = sums.data + (c * 2 + (side == Side::kLow)) * s.width + channel;
+            double* sum = sums.data + (c * 2 + (sure == Sureness::kLow)) * s.width + channel;
             for (int64_t d = 0; d < channels; ++d) sum[d] += double(A(token[d]) * scale);
           }
       });
@@ -94,7 +94,7 @@ double linear_error(Tokens<T> tokens, const std::vector<PresentClass<A>>& presen
       product += u[d] * v[d];
     }
     for (int64_t n = 0; n < s.patches; ++n)
-      if (p.sides[n] == Side::kHigh) own += lengths[p.image * s.patches + n].square;
+      if (p.sureness[n] == Sureness::kHigh) own += lengths[p.image * s.patches + n].square;
     loss += p.positive * (double(p.high) * double(p.high - 1) - square + own) / 2;
     loss += p.negative * (double(p.high) * double(p.low) + product) / 2;
   }
@@ -112,8 +112,8 @@ double linear_error(Tokens<T> tokens, const std::vector<PresentClass<A>>& presen
         for (int64_t c = first[b]; c < first[b + 1]; ++c) {
           const PresentClass<A>& p = present[c];
           const double *u = sums.data + c * 2 * s.width, *v = u + s.width;
-          if (p.sides[n] == Side::kNone) continue;
-          if (p.sides[n] == Side::kLow)
+          if (p.sureness[n] == Sureness::kNone) continue;
+          if (p.sureness[n] == Sureness::kLow)
             for (int64_t d = 0; d < s.width; ++d) grad[d] += p.negative / 2 * A(u[d]);
           else
             for (int64_t d = 0; d < s.width; ++d)
@@ -138,9 +138,9 @@ double logarithmic_error(Tokens<T> tokens, const std::vector<PresentClass<A>>& p
   double loss = 0;
   for (const PresentClass<A>& p : present) {
     std::vector<int64_t> order;
-    for (const Side side : {Side::kHigh, Side::kLow})
+    for (const Sureness sure : {Sureness::kHigh, Sureness::kLow})
       for (int64_t n = 0; n < s.patches; ++n)
-        if (p.sides[n] == side) order.push_back(n);
+        if (p.sureness[n] == sure) order.push_back(n);
     if (p.high == 0 || order.size() < 2) continue;
     const int64_t count = order.size(), panel_count = (count + kPanel - 1) / kPanel;
     parallel.loop(panel_count, grain_for(2 * kPanel * stride), [&](int64_t begin, int64_t end, int) {
@@ -199,7 +199,7 @@ void patch_contrastive_error_cpu(Tokens<T> tokens, const Accumulate<T>* scores, 
   const std::vector<PresentClass<A>> present = present_classes(scores, classes, class_count, threshold, s, parallel);
   std::vector<uint8_t> used(s.batch * s.patches);
   for (const PresentClass<A>& p : present)
-    for (int64_t n = 0; n < s.patches; ++n) used[p.image * s.patches + n] |= p.sides[n] != Side::kNone;
+    for (int64_t n = 0; n < s.patches; ++n) used[p.image * s.patches + n] |= p.sureness[n] != Sureness::kNone;
 
   std::vector<Length<A>> lengths(s.batch * s.patches);
   parallel.loop(s.batch * s.patches, grain_for(s.width), [&](int64_t begin, int64_t end, int) {

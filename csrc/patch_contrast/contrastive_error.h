@@ -10,16 +10,16 @@ namespace toco {
 
 constexpr double kLeast = 1e-6;  // of what a logarithm is taken of
 
-enum class Side : int8_t { kNone, kHigh, kLow };
+enum class Sureness : int8_t { kNone, kHigh, kLow };
 
 // One class that an image shows.
 template <typename A>
 struct PresentClass {
   int64_t image, high = 0, low = 0;
-  std::vector<Side> sides;       // (N)
-  A positive = 0, negative = 0;  // weight of one pair in the loss
+  std::vector<Sureness> sureness;  // (N)
+  A positive = 0, negative = 0;    // weight of one pair in the loss
 
-  PresentClass(int64_t image, int64_t patches) : image(image), sides(patches, Side::kNone) {}
+  PresentClass(int64_t image, int64_t patches) : image(image), sureness(patches, Sureness::kNone) {}
 };
 
 // The patches of a class, those in high first, in both layouts that products need.

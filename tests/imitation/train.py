@@ -15,7 +15,7 @@ from model.losses import CTCLoss_neg, DenseEnergyLoss, get_energy_loss, get_mask
 from model.pooling import adaptive_min_pooling_loss, max_onehot
 from model.refiners import PAMR, PAR
 from model.resizing import PAR as PARResizing
-from utils import camutils_config, camutils_pair
+from utils import camutils_config, camutils_pair, propagation
 from utils.camutils import (
     cam_to_label,
     cam_to_roi_mask2,
@@ -59,6 +59,19 @@ class Network(nn.Module):
         return maps[:, :CLASSES], maps[:, CLASSES:]
 
 
+class Spreading(nn.Module):
+    """Affinities in place of the second maps."""
+
+    def __init__(self, network):
+        super().__init__()
+        self.network = network
+
+    def forward(self, x, cam_only=False):
+        maps, _ = self.network(x, cam_only)
+        tokens = maps.flatten(2)
+        return maps, (tokens.mT @ tokens).sigmoid()
+
+
 def step(seed=0):
     """Every function once; returns what they gave, by name."""
     torch.manual_seed(seed)
@@ -92,6 +105,17 @@ def step(seed=0):
     results["pamr"] = PAMR(2, DILATIONS)(images, cams)
     results["onehot"] = max_onehot(cams)
     results["affinity"] = camutils_config.cams_to_affinity_label(pseudo)
+    attention = torch.randn(3, 17, 17).softmax(dim=2)
+    found, affinities = camutils_config.multi_scale_cam_with_aff_mat(Spreading(network), images, [1.0, 0.5])
+    results["cam and affinities"] = found, affinities
+    small = found[:, :, ::8, ::8]
+    results["spread"] = camutils_config.propagte_aff_cam_with_bkg(
+        small, affinities.clone(), (torch.rand(64, 64) > 0.3).double().numpy(), labels, 0.4
+    )
+    results["moves"] = propagation.compute_trans_mat(attention[0])
+    scores = cams[0, :, ::16, ::16].flatten(1).mT
+    results["attention"] = propagation.refine_cams_with_aff(scores, attention, labels[0], (SIZE, SIZE), 0.5)
+    results["walk"] = propagation.propagate_to_edge(cams[0, :2, ::8, ::8].contiguous(), cams[:1, 0, ::8, ::8], 3)
     results["affinity of 8"] = camutils_pair.cams_to_affinity_label(pseudo, clip_flag=8)
 
     losses = {

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from .._library import accumulate_dtype, define
+from .._library import accumulate_dtype, define, register_triton
 from ..common.checks import check_constant, check_floating, check_same_device, check_tensor, in_autocast_dtype
 from ..common.errors import bad_type, bad_value, integer
 from . import reference
@@ -22,6 +22,7 @@ _operator = define(
     reference=_propagate,
     fake=lambda cams, *_: cams.new_empty(cams.shape, dtype=accumulate_dtype(cams.dtype)),
 )
+register_triton("propagate_attention")
 
 
 def propagate_attention(

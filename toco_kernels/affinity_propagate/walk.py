@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from .._library import accumulate_dtype, define
+from .._library import accumulate_dtype, define, register_triton
 from ..common.checks import check_constant, check_floating, check_same_device, check_tensor
 from ..common.errors import bad_value, integer, number
 from . import reference
@@ -23,6 +23,7 @@ _operator = define(
     reference=_walk,
     fake=lambda edges, cams, *_: cams.new_empty(cams.shape, dtype=accumulate_dtype(cams.dtype)),
 )
+register_triton("random_walk")
 
 
 def random_walk(
@@ -60,7 +61,8 @@ def random_walk(
         ValueError: shapes or devices disagree, a number is out of range, or a tensor requires a gradient: pseudo labels
             are made without.
 
-    Complexity: O(steps · H W P C) time; P numbers for each pixel of one image, and two copies of its maps.
+    Complexity: O(steps · H W P C) time; P numbers for each pixel of one image, and two copies of its maps; on a GPU
+    those of all images.
 
     Source: Ahn & Kwak, Learning Pixel-level Semantic Affinity (AffinityNet), CVPR 2018; Ahn et al., Weakly Supervised
     Learning of Instance Segmentation with Inter-pixel Relations (IRN), CVPR 2019.

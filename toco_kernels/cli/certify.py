@@ -9,7 +9,7 @@ from .train import add_method_arguments, job_of
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
-    add_method_arguments(parser)
+    add_method_arguments(parser, "--seed-maps")
     parser.add_argument("--out", type=Path, default=Path("."), metavar="DIR", help="for certify.json and certify.svg")
     parser.add_argument("--certify-steps", type=positive_int, default=30, metavar="N", help="steps (default: 30)")
     parser.add_argument("--seeds", type=positive_int, default=3, metavar="N", help="how many seeds (default: 3)")

@@ -7,10 +7,12 @@ from typing import Any
 
 from . import failing, import_extra, natural_int, positive_int
 
+METHODS = ("toco", "ppc", "tkp-pcl", "affinitynet")
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
-    add_method_arguments(parser)
+    add_method_arguments(parser, "--seeds", "--seed-maps")
     parser.add_argument("--out", type=Path, required=True, metavar="RUN", help="the folder to write to")
     parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint, if there is one")
     parser.add_argument("--workers", type=natural_int, default=0, metavar="N", help="processes that load data")
@@ -30,9 +32,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_method_arguments(parser: argparse.ArgumentParser) -> None:
-    """What is trained on what: arguments that `certify` has too."""
-    parser.add_argument("--method", default="toco", help="toco, ppc, tkp-pcl, or a Python file (default: %(default)s)")
+def add_method_arguments(parser: argparse.ArgumentParser, *seed_maps: str) -> None:
+    """What is trained on what: arguments that `certify` has too, where --seeds are numbers and not `seed_maps`."""
+    parser.add_argument(
+        "--method", default="toco", help=f"{', '.join(METHODS)}, or a Python file (default: %(default)s)"
+    )
     parser.add_argument(
         "--data",
         default="shapes",
@@ -52,6 +56,13 @@ def add_method_arguments(parser: argparse.ArgumentParser) -> None:
         default="auto",
         metavar="SOURCE",
         help="image labels: labels.json, xml, masks, or a file like labels.json (default: the first that is there)",
+    )
+    parser.add_argument(
+        *seed_maps,
+        dest="seed_maps",
+        type=Path,
+        metavar="DIR",
+        help="what another method found, for affinitynet: labels and class maps by pseudo-label --keep-maps",
     )
     parser.add_argument("--preset", metavar="P", help="settings of the method (default: that of the data)")
     parser.add_argument(
@@ -80,7 +91,7 @@ def run(args: argparse.Namespace) -> int:
     loop = import_extra("toco_kernels.training.loop", "train")
     with failing():
         metrics = loop.train(job_of(args, run=args.out), resume=args.resume)
-    for name in ("cam_miou", "pseudo_label_miou", "seg_miou"):
+    for name in ("seed_miou", "cam_miou", "pseudo_label_miou", "seg_miou"):
         if metrics.get(name) is not None:
             print(f"{name:18} {100 * metrics[name]:.2f}   ({metrics['split']}, {metrics['images']} images)")
     return 0
@@ -100,6 +111,7 @@ def job_of(args: argparse.Namespace, run: Path) -> Any:
         run,
         args.method,
         settings,
+        seeds=args.seed_maps,
         **{name: getattr(args, name) for name in ("data", "root", "sbd", "labels", "seed", "precision", "device")},
         **{name: getattr(args, name) for name in only_train if hasattr(args, name)},
         **({"evaluate_images": (32, args.evaluate_images)} if hasattr(args, "evaluate_images") else {}),

@@ -13,7 +13,9 @@ from .cams import (
     ignore_img_box,
     multi_scale_cam,
     multi_scale_cam2,
+    multi_scale_cam_with_aff_mat,
 )
+from .contours import scoremap2bbox
 from .contrast import adaptive_min_pooling_loss, get_contrast_loss, max_norm, max_onehot
 from .energy import (
     DenseEnergyLoss,
@@ -30,6 +32,13 @@ from .losses import (
     get_seg_loss,
     label_to_aff_mask,
 )
+from .propagation import (
+    compute_trans_mat,
+    patch_attn_refine,
+    propagate_to_edge,
+    propagte_aff_cam_with_bkg,
+    refine_cams_with_aff,
+)
 from .refinement import PAMR, PAR, refine_cams_with_bkg_v2, refine_cams_with_dynamic_thres
 
 __all__ = [
@@ -45,6 +54,7 @@ __all__ = [
     "cam_to_label",
     "cam_to_roi_mask2",
     "cams_to_affinity_label",
+    "compute_trans_mat",
     "crop_from_roi_neg",
     "get_aff_loss",
     "get_contrast_loss",
@@ -58,8 +68,14 @@ __all__ = [
     "max_onehot",
     "multi_scale_cam",
     "multi_scale_cam2",
+    "multi_scale_cam_with_aff_mat",
     "patch",
+    "patch_attn_refine",
+    "propagate_to_edge",
+    "propagte_aff_cam_with_bkg",
+    "refine_cams_with_aff",
     "refine_cams_with_bkg_v2",
     "refine_cams_with_dynamic_thres",
+    "scoremap2bbox",
     "unpatch",
 ]

@@ -6,7 +6,7 @@ device than the rest, as in the published training. Under CUDA autocast, merged 
 maps.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from numbers import Real
 
 import torch
@@ -28,27 +28,34 @@ __all__ = [
     "ignore_img_box",
     "multi_scale_cam",
     "multi_scale_cam2",
+    "multi_scale_cam_with_aff_mat",
 ]
 
 
 @torch.no_grad()
+def _at_scales(
+    model: Callable,
+    inputs: Tensor,  # (B, 3, H, W)
+    scales: Sequence[float],
+) -> Iterator[Sequence[Tensor]]:
+    """What the model returns at each scale; the scale 1 comes first, whether it is listed or not."""
+    for scale in (1.0, *(scale for scale in scales if scale != 1.0)):
+        x = inputs
+        if scale != 1.0:
+            size = [int(scale * n) for n in inputs.shape[2:]]
+            x = F.interpolate(x, size=size, mode="bilinear", align_corners=False)
+        yield model(torch.cat([x, x.flip(-1)], dim=0), cam_only=True)
+
+
 def _merged(
     model: Callable,
     inputs: Tensor,  # (B, 3, H, W)
     scales: Sequence[float],
     outputs: Sequence[int],
 ) -> list[Tensor]:  # (B, C, H, W) each
-    """Merged CAMs from these of the model's outputs; the scale 1 comes first, whether it is listed or not."""
-    size = tuple(inputs.shape[2:])
-    maps = [[] for _ in outputs]
-    for scale in (1.0, *(scale for scale in scales if scale != 1.0)):
-        x = inputs
-        if scale != 1.0:
-            x = F.interpolate(x, size=[int(scale * n) for n in size], mode="bilinear", align_corners=False)
-        found = model(torch.cat([x, x.flip(-1)], dim=0), cam_only=True)
-        for i, output in enumerate(outputs):
-            maps[i].append(found[output])
-    return [merge_cams(scales, size) for scales in maps]
+    """Merged CAMs from these of the model's outputs."""
+    maps = [[found[output] for output in outputs] for found in _at_scales(model, inputs, scales)]
+    return [merge_cams(of_scales, tuple(inputs.shape[2:])) for of_scales in zip(*maps, strict=True)]
 
 
 def multi_scale_cam2(
@@ -94,6 +101,34 @@ def multi_scale_cam(
         cam, cam_aux = _merged(model, inputs, scales, (0, 1))
         return cam, cam_aux
     return _merged(model, inputs, scales, (0,))[0]
+
+
+def multi_scale_cam_with_aff_mat(
+    model: Callable,
+    inputs: Tensor,  # (B, 3, H, W)
+    scales: Sequence[float],
+) -> tuple[Tensor, Tensor]:  # (B, C, H, W), (2B, N, N)
+    """The CAM of AFA's network, as `multi_scale_cam`, and the affinities that it gave at the largest scale.
+
+    Args:
+        model: called as `model(images, cam_only=True)`, for the images and their mirror images together; returns the
+            maps, (2B, C, h, w), and affinities, (2B, N, N).
+        inputs: (B, 3, H, W).
+        scales: of the inputs. The scale 1 is always used, and used once, and first. As published, affinities are those
+            of the place that the largest scale has in this list: it should hold the scale 1 before the largest.
+
+    Returns:
+        The CAM, (B, C, H, W) in [0, 1], without a gradient, and affinities, (2B, N, N), of the images and then of their
+        mirror images.
+
+    Source: `multi_scale_cam_with_aff_mat` of AFA, WeCLIP and ExCEL.
+    """
+    largest, maps = [*scales].index(max(scales)), []
+    for i, (cam, affinities) in enumerate(_at_scales(model, inputs, scales)):
+        maps.append(cam)
+        if i == largest:  # the others, of N x N numbers each, are not kept
+            kept = affinities
+    return merge_cams(maps, tuple(inputs.shape[2:])), kept
 
 
 def get_valid_cam(

@@ -1,10 +1,22 @@
 """Whole training methods, built from the operators: modules for a training loop of one's own.
 
 `ToCo` is the method of Ru et al. (CVPR 2023), `PPC` that of Du et al. (CVPR 2022), `TKPPCL` is TKP-PCL as far as it is
-known; `ToCoCriterion`, `PPCCriterion` and `TKPPCLCriterion` are their losses for another network. Backbones come from
-timm, which is installed by `pip install 'toco-kernels[train]'`.
+known; `ToCoCriterion`, `PPCCriterion` and `TKPPCLCriterion` are their losses for another network. `AffinityNet` (Ahn &
+Kwak, CVPR 2018) is the second stage, which refines what another one found. Backbones come from timm, which is installed
+by `pip install 'toco-kernels[train]'`.
 """
 
+from .affinity_net import (
+    AFFINITY_NET,
+    AFFINITY_NET_TINY,
+    AffinityNet,
+    AffinityNetConfig,
+    AffinityNetOutput,
+    affinity_net_losses,
+    grid_labels,
+    pair_affinity,
+    with_background,
+)
 from .backbone import Backbone, Tokens
 from .checkpoints import load_authors_checkpoint
 from .config import COCO, CONFIGS, TINY, VOC, Optimisation, Quirks, Stage, ToCoConfig
@@ -16,6 +28,8 @@ from .tkp_pcl import TKPPCL, TKPPCL_COCO, TKPPCL_VOC, TKPPCLConfig, TKPPCLCriter
 from .toco import ToCo
 
 __all__ = [
+    "AFFINITY_NET",
+    "AFFINITY_NET_TINY",
     "COCO",
     "CONFIGS",
     "PPC",
@@ -27,6 +41,9 @@ __all__ = [
     "TKPPCL_COCO",
     "TKPPCL_VOC",
     "VOC",
+    "AffinityNet",
+    "AffinityNetConfig",
+    "AffinityNetOutput",
     "Backbone",
     "FeatureMaps",
     "Optimisation",
@@ -43,8 +60,12 @@ __all__ = [
     "ToCoCriterion",
     "ToCoOutput",
     "Tokens",
+    "affinity_net_losses",
+    "grid_labels",
     "learning_rate_factor",
     "load_authors_checkpoint",
+    "pair_affinity",
     "parameter_groups",
     "shard_",
+    "with_background",
 ]

@@ -3,10 +3,22 @@
 Configurations are frozen and hashable: `dataclasses.replace(VOC, num_classes=6, high=0.6)` makes another one.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any
 
-from ..common.errors import bad_value, integer, number
+from ..common.errors import bad_type, bad_value, integer
+from .checks import (
+    check_colours,
+    check_flags,
+    check_integers,
+    check_weights,
+    checked_scales,
+    integers,
+    not_negative,
+    positive,
+    share,
+)
 
 LOSSES = ("cls", "cls_aux", "ptc", "ctc", "seg", "reg")
 
@@ -41,9 +53,10 @@ class Stage:
     labels_from: str = "main"
 
     def __post_init__(self):
+        if self.until is not None:
+            integer(self.until, "until", least=0)
+        check_weights(self.weights, LOSSES)
         object.__setattr__(self, "weights", Weights(self.weights))
-        if unknown := [name for name in self.weights if name not in LOSSES]:
-            raise bad_value("weights", f"name losses of {LOSSES}", unknown)
         if self.labels_from not in ("main", "aux"):
             raise bad_value("labels_from", "be 'main' or 'aux'", repr(self.labels_from))
 
@@ -79,6 +92,17 @@ class Optimisation:
     power: float = 0.9
     restart_after_warmup: bool = True
 
+    def __post_init__(self):
+        check_integers(self, steps=1, warmup_steps=0)
+        for name in ("lr", "head_factor", "weight_decay", "power"):
+            not_negative(getattr(self, name), name)
+        share(self.warmup_ratio, "warmup_ratio")
+        if not isinstance(self.betas, Sequence) or len(self.betas) != 2:
+            raise bad_value("betas", "be two numbers in [0, 1)", self.betas)
+        for beta in self.betas:
+            share(beta, "betas", below_one=True)
+        check_flags(self, "restart_after_warmup")
+
 
 @dataclass(frozen=True)
 class Quirks:
@@ -98,6 +122,9 @@ class Quirks:
     always_count_negatives: bool = True
     quantise_image: bool = True
     nan_segmentation: bool = False
+
+    def __post_init__(self):
+        check_flags(self, *(field.name for field in fields(self)))
 
 
 @dataclass(frozen=True)
@@ -149,13 +176,23 @@ class ToCoConfig:
     quirks: Quirks = field(default_factory=Quirks)
 
     def __post_init__(self):
-        integer(self.num_classes, "num_classes", least=2)
-        integer(self.local_crops, "local_crops", least=1)
-        integer(self.local_size, "local_size", least=1)
-        if not number(self.temperature, "temperature") > 0:
-            raise bad_value("temperature", "be positive", self.temperature)
-        if not self.cam_scales or not all(number(scale, "cam_scales") > 0 for scale in self.cam_scales):
-            raise bad_value("cam_scales", "be positive numbers, at least one", self.cam_scales)
+        check_shared(self)
+        check_integers(self, local_crops=1, local_size=1, decoder_width=1)
+        integers(self.projection, "projection", 3)
+        if not isinstance(self.aux_layer, int):
+            raise bad_type("aux_layer", "be an integer", repr(self.aux_layer))
+        if self.max_classes is not None:
+            integer(self.max_classes, "max_classes", least=1)
+        for name in ("high", "low", "background", "momentum"):
+            share(getattr(self, name), name)
+        for name in ("temperature", "sigma_rgb", "sigma_xy", "scale_factor"):
+            positive(getattr(self, name), name)
+        not_negative(self.energy_weight, "energy_weight")
+        checked_scales(self.cam_scales, "cam_scales")
+        if not isinstance(self.quirks, Quirks):
+            raise bad_type("quirks", "be Quirks", type(self.quirks).__name__)
+        if not isinstance(self.stages, Sequence) or not all(isinstance(stage, Stage) for stage in self.stages):
+            raise bad_type("stages", "be Stages", self.stages)
         ends = [stage.until for stage in self.stages]
         if not ends or ends[-1] is not None or None in ends[:-1] or sorted(ends[:-1]) != ends[:-1]:
             raise bad_value("stages", "be ordered by `until`, and the last one end with None", ends)
@@ -163,6 +200,14 @@ class ToCoConfig:
     def stage(self, step: int) -> Stage:
         """The stage that a step, counted from 0, belongs to."""
         return next(stage for stage in self.stages if stage.until is None or step <= stage.until)
+
+
+def check_shared(config: Any) -> None:
+    """The settings that the configuration of every method has."""
+    check_integers(config, num_classes=2, crop_size=1, batch_size=1)
+    check_colours(config)
+    if not isinstance(config.optimisation, Optimisation):
+        raise bad_type("optimisation", "be an Optimisation", type(config.optimisation).__name__)
 
 
 _CONTRAST = {"cls": 1.0, "cls_aux": 1.0, "ptc": 0.2, "ctc": 0.5}

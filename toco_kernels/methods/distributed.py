@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
+from .affinity_net import AffinityNet
 from .ppc import PPC
 from .toco import ToCo
 
@@ -11,11 +12,11 @@ if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
 
 
-def shard_(model: ToCo | PPC, mesh: "DeviceMesh | None" = None, **options) -> ToCo | PPC:
-    """Shard a method with FSDP2: of a `ToCo` each block, both heads and the rest; of a `PPC` each part of the backbone.
+def shard_(model: ToCo | PPC | AffinityNet, mesh: "DeviceMesh | None" = None, **options) -> ToCo | PPC | AffinityNet:
+    """Shard a method with FSDP2: of a `ToCo` each block, both heads and the rest; of others each part of the backbone.
 
     ToCo's heads are units of their own, so that the teacher moves while its parameters are shards: what is written to
-    gathered parameters is lost. `cams` and `predict` gather parameters as `forward` does.
+    gathered parameters is lost. `cams`, `predict` and `walk` gather parameters as `forward` does.
 
     Args:
         model: before the optimiser is made; changed in place.
@@ -34,7 +35,7 @@ def shard_(model: ToCo | PPC, mesh: "DeviceMesh | None" = None, **options) -> To
         units = [part for part in model.backbone.network.children() if any(True for _ in part.parameters())]
     for unit in (*units, model):
         fully_shard(unit, mesh=mesh, **options)
-    for method in ("cams", "predict"):
+    for method in ("cams", "predict", "walk"):
         if hasattr(model, method):
             register_fsdp_forward_method(model, method)
     return model

@@ -3,15 +3,16 @@
 from torch import nn
 
 from ..common.errors import bad_value, integer
+from .affinity_net import AffinityNet
 from .config import Optimisation
 from .ppc import PPC
 from .toco import ToCo
 
-METHODS = (ToCo, PPC)
+METHODS = (ToCo, PPC, AffinityNet)
 
 
 def parameter_groups(model: nn.Module, optimisation: Optimisation) -> list[dict]:
-    """The trained parameters of a `ToCo` or a `PPC` in groups, for `torch.optim.AdamW` or any other optimiser.
+    """The trained parameters of a `ToCo`, a `PPC` or an `AffinityNet` in groups, for `torch.optim.AdamW` or any other.
 
     As published, all decay alike, and all but the backbone learn `head_factor` times as fast. Frozen parameters and the
     teacher are in none of them. Empty groups, as of a frozen backbone, are left out.
@@ -33,7 +34,7 @@ def parameter_groups(model: nn.Module, optimisation: Optimisation) -> list[dict]
     """
     method = next((module for module in model.modules() if isinstance(module, METHODS)), None)
     if method is None:
-        must = f"be or hold a {' or a '.join(kind.__name__ for kind in METHODS)}"
+        must = f"be or hold one of {', '.join(kind.__name__ for kind in METHODS)}"
         raise bad_value("model", must, type(model).__name__)
     own, name = {id(parameter) for parameter in method.parameters()}, type(method).__name__
     if beside := [each for each, p in model.named_parameters() if p.requires_grad and id(p) not in own]:

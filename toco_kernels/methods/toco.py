@@ -12,9 +12,10 @@ from torch.profiler import record_function
 
 from ..cam import merge_cams
 from ..class_contrast import update_ema_
-from ..common.checks import check_floating, check_tensor, checked_boxes, checked_image_labels
-from ..common.errors import bad_value, integer, number
+from ..common.checks import checked_boxes, checked_image_labels
+from ..common.errors import bad_value, integer
 from .backbone import Backbone, Tokens
+from .checks import at_scale, check_images, checked_scales, checked_size
 from .config import VOC, ToCoConfig
 from .criterion import OF_CAMS, ToCoCriterion, ToCoOutput
 from .heads import ClassTokenHead, LargeFOV
@@ -124,10 +125,7 @@ class ToCo(nn.Module):
         Raises:
             TypeError, ValueError: an argument is not as above.
         """
-        check_tensor(images, "images", 4, "(B, 3, H, W)")
-        check_floating(images, "images")
-        if images.shape[1] != 3:
-            raise bad_value("images", "have three colours", f"shape {tuple(images.shape)}")
+        check_images(images)
         image_labels = checked_image_labels(image_labels, len(images), self.num_classes - 1, images, "images")
         boxes = checked_boxes(boxes, len(images), images, "images")
         views = checked_views(views, images, self.config.local_crops)
@@ -189,9 +187,9 @@ class ToCo(nn.Module):
         Returns:
             (B, C, *size) in [0, 1], or two of them.
         """
-        scales = self.config.cam_scales if scales is None else scales
+        check_images(images)
+        scales, size = checked_scales(self.config.cam_scales if scales is None else scales), checked_size(size, images)
         maps, aux_maps = self._cam_maps(images, scales, None)
-        size = tuple(images.shape[2:]) if size is None else size
         cams = merge_cams(maps, size, image_labels)
         return (cams, merge_cams(aux_maps, size, image_labels)) if aux else cams
 
@@ -222,9 +220,9 @@ class ToCo(nn.Module):
             raise bad_value("flip", "be None, 'sum' or 'max'", repr(flip))
         if merge not in MERGES:
             raise bad_value("merge", "be 'sum' or 'max'", repr(merge))
-        size = tuple(images.shape[2:]) if size is None else size
-        merged = None
-        for scale in scales:
+        check_images(images)
+        size, merged = checked_size(size, images), None
+        for scale in checked_scales(scales):
             scaled = at_scale(images, scale)
             main = self.backbone(scaled if flip is None else torch.cat([scaled, scaled.flip(-1)]))
             logits = self.decoder(_as_map(main.patches, main.grid))
@@ -301,11 +299,3 @@ def _pooled(tokens: Tensor) -> Tensor:  # (B, N, D) -> (B, D)
 
 def _as_map(tokens: Tensor, grid: tuple[int, int]) -> Tensor:  # (B, h * w, D) -> (B, D, h, w)
     return tokens.mT.unflatten(2, grid)
-
-
-def at_scale(images: Tensor, scale: float) -> Tensor:
-    """The images at a scale, fractions of a pixel dropped, at least one pixel."""
-    if number(scale, "scales") == 1:
-        return images
-    size = [max(1, int(scale * n)) for n in images.shape[2:]]
-    return F.interpolate(images, size=size, mode="bilinear", align_corners=False)

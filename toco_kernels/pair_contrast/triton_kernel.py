@@ -12,13 +12,14 @@ import triton
 from torch import Tensor
 
 from ..common.triton_rows import ALIGN, ROWS, rows_kernel, sum_kernel
-from .triton_pairs import anchors_kernel, count_kernel, finish_kernel, pairs_kernel, weights_kernel
+from .triton_anchors import anchors_backward_kernel, anchors_kernel
+from .triton_pairs import count_kernel, finish_kernel, pairs_kernel, weights_kernel
 
 SHORTEST = 1e-12  # a norm below this counts as this
 TILE = {"BLOCK_N": 64, "BLOCK_M": 32, "BLOCK_K": 32}
 OPTIONS = {"num_warps": 8, "num_stages": 2}
 BLOCK_D = 128  # channels of the gradient
-FORMS = {"abs_cos": 0, "sigmoid": 1, "info_nce": 2}
+FORMS = {"abs_cos": 0, "sigmoid": 1}
 
 
 @dataclass
@@ -124,7 +125,8 @@ def contrast(
         torch._check(labels.shape == tokens.shape[:2], lambda name=name: f"{name} must have a label per token")
     for other in (y, labels_x, labels_y):
         torch._check(other.device == x.device, lambda: "all tensors must be on the device of x")
-    torch._check(form in FORMS, lambda: f"form must be one of {tuple(FORMS)}")
+    known = "info_nce", *FORMS
+    torch._check(form in known, lambda: f"form must be one of {known}")
     loss = _new(x)
     grad_x = _new(x, *x.shape) if with_grad_x else _new(x, 0)
     grad_y = _new(y, *y.shape) if with_grad_y else _new(y, 0)
@@ -134,18 +136,14 @@ def contrast(
     left = _Side.of(x, labels_x, ignore_index, normalize=normalize, read_all=False)
     alike, weights = _count(left, right, ignore_index, (1, 0), False)
     if form == "info_nce":
-        sums, losses = _anchors(left, right, alike, weights, ignore_index, scale)
-        anchors = {"alike": alike, "sums": sums}
+        losses = _anchors(left, right, alike, weights, ignore_index, scale, grad_x, grad_y)
     else:
-        anchors = {}
-    options = form, ignore_index, scale, 1.0
-    if form != "info_nce" or with_grad_x:
-        others, _ = _pairs(left, right, weights, grad_x, *options, **anchors)
-        losses = losses if form == "info_nce" else others
+        losses, _ = _pairs(left, right, weights, grad_x, form, ignore_index, scale, 1.0)
+        if with_grad_y:
+            _pairs(right, left, weights, grad_y, form, ignore_index, scale, 1.0)
     if with_grad_x:
         _finish(left, grad_x)
     if with_grad_y:
-        _pairs(right, left, weights, grad_y, *options, anchors_are_y=True, **anchors)
         _finish(right, grad_y)
     sum_kernel[(1,)](losses, loss, losses.numel(), 0.5 if form == "abs_cos" else 0.0, BLOCK=1024)
     return loss, grad_x, grad_y
@@ -184,33 +182,34 @@ def _count(x: _Side, y: _Side, ignore_index: int, distance: tuple[int, int], nea
 
 
 def _anchors(
-    x: _Side, y: _Side, alike: Tensor, weights: Tensor, ignore_index: int, scale: float
-) -> tuple[Tensor, Tensor]:  # (2, B, N), (B, blocks)
-    """InfoNCE: anchors' largest scores and sums of exponentials, and losses of blocks of anchors."""
-    batch = len(x.labels)
+    x: _Side,
+    y: _Side,
+    alike: Tensor,  # (B, N)
+    weights: Tensor,  # (3)
+    ignore_index: int,
+    scale: float,
+    grad_x: Tensor,  # (B, N, D), or empty where it is not wanted
+    grad_y: Tensor,  # (B, M, D), or empty
+) -> Tensor:  # (B, blocks)
+    """InfoNCE: losses of blocks of anchors, and the gradients by rows."""
+    batch, channels = len(x.labels), x.channels
     sums, losses = _new(x.rows, 2, batch, x.count), _new(x.rows, batch, x.blocks)
-    anchors_kernel[(x.blocks, batch)](
-        x.rows,
-        y.rows,
-        x.labels,
-        y.labels,
-        alike,
-        weights,
-        sums,
-        losses,
-        x.count,
-        y.count,
-        x.channels,
-        x.rows.shape[1],
-        y.rows.shape[1],
-        x.rows.shape[2],
-        ignore_index,
-        scale,
-        PRECISION=_precision(),
-        **TILE,
-        **OPTIONS,
-    )
-    return sums, losses
+    inputs = x.rows, y.rows, x.labels, y.labels, alike, weights, sums
+    sizes = x.count, y.count, channels, x.rows.shape[1], y.rows.shape[1], x.rows.shape[2], ignore_index, scale
+    anchors_kernel[(x.blocks, batch)](*inputs, losses, *sizes, PRECISION=_precision(), **TILE, **OPTIONS)
+    for side, grad, block in ((x, grad_x, TILE["BLOCK_N"]), (y, grad_y, TILE["BLOCK_M"])):
+        if grad.numel():
+            anchors_backward_kernel[(triton.cdiv(channels, BLOCK_D), triton.cdiv(side.count, block), batch)](
+                *inputs,
+                grad,
+                *sizes,
+                OF_ANCHORS=side is x,
+                BLOCK_D=BLOCK_D,
+                PRECISION=_precision(),
+                **TILE,
+                **OPTIONS,
+            )
+    return losses
 
 
 def _pairs(
@@ -226,9 +225,6 @@ def _pairs(
     shift: Tensor | None = None,
     distance: tuple[int, int] = (1, 0),
     near: bool = False,
-    alike: Tensor | None = None,
-    sums: Tensor | None = None,
-    anchors_are_y: bool = False,
 ) -> tuple[Tensor, Tensor]:  # (B, blocks) both
     """Losses, and sums of derivatives by products, of blocks of x; the gradient by x's rows where it is wanted."""
     batch = len(x.labels)
@@ -239,8 +235,6 @@ def _pairs(
         y.rows,
         x.labels,
         y.labels,
-        alike,
-        sums,
         weights,
         _new(x.rows).zero_() if shift is None else shift,
         losses,
@@ -257,7 +251,6 @@ def _pairs(
         scale,
         factor,
         FORM=FORMS[form],
-        ANCHORS_ARE_Y=anchors_are_y,
         NEAR=near,
         BLOCK_D=BLOCK_D,
         PRECISION=_precision(),

@@ -8,7 +8,7 @@ import triton.language as tl
 
 from ..common.triton_rows import load_rows
 
-ABS_COS, SIGMOID, INFO_NCE = (tl.constexpr(k) for k in range(3))
+ABS_COS, SIGMOID = (tl.constexpr(k) for k in range(2))
 
 
 @triton.jit
@@ -111,57 +111,6 @@ def products(
     return s
 
 
-@triton.jit(do_not_specialize=["x_count", "y_count", "channels", "ignore_index", "scale"])
-def anchors_kernel(
-    x,  # (B, x_rows, pitch)
-    y,  # (B, y_rows, pitch)
-    labels_x,  # (B, N)
-    labels_y,  # (B, M)
-    alike,  # (B, N)
-    weights,  # (3)
-    sums,  # (2, B, N): an anchor's largest score, and the sum of exponentials relative to it
-    losses,  # (B, blocks)
-    x_count,
-    y_count,
-    channels,
-    x_rows,
-    y_rows,
-    pitch,
-    ignore_index,
-    scale,
-    BLOCK_N: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-    PRECISION: tl.constexpr,
-):
-    """InfoNCE of some anchors."""
-    block, image = tl.program_id(0), tl.program_id(1).to(tl.int64)
-    i = block * BLOCK_N + tl.arange(0, BLOCK_N)
-    label, valid = load_labels(labels_x + image * x_count, i, x_count, ignore_index)
-    positives = tl.load(alike + image * x_count + i, mask=valid, other=0)
-    top = tl.full([BLOCK_N], float("-inf"), tl.float32)
-    total = tl.zeros([BLOCK_N], tl.float32)
-    positive = tl.zeros([BLOCK_N], tl.float32)
-    for first in range(0, y_count, BLOCK_M):
-        j = first + tl.arange(0, BLOCK_M)
-        other, takes_part = load_labels(labels_y + image * y_count, j, y_count, ignore_index)
-        left, right = x + image * x_rows * pitch, y + image * y_rows * pitch
-        z = scale * products(left, right, block * BLOCK_N, first, channels, pitch, PRECISION, BLOCK_N, BLOCK_M, BLOCK_K)
-        positive += tl.sum(tl.where(takes_part[None, :] & (label[:, None] == other[None, :]), z, 0.0), axis=1)
-        z = tl.where(takes_part[None, :], z, float("-inf"))
-        highest = tl.maximum(top, tl.max(z, axis=1))
-        base = tl.where(highest == float("-inf"), 0.0, highest)
-        total = total * tl.exp(top - base) + tl.sum(tl.exp(z - base[:, None]), axis=1)
-        top = highest
-    top, total = tl.where(positives > 0, top, 0.0), tl.where(positives > 0, total, 1.0)
-    plane = tl.num_programs(1).to(tl.int64) * x_count
-    tl.store(sums + image * x_count + i, top, mask=i < x_count)
-    tl.store(sums + plane + image * x_count + i, total, mask=i < x_count)
-    loss = top - tl.div_rn(positive, tl.maximum(positives, 1).to(tl.float32)) + tl.log(total)
-    loss = tl.where(positives > 0, loss, 0.0)
-    tl.store(losses + image * tl.num_programs(0) + block, tl.load(weights + 2) * tl.sum(loss))
-
-
 @triton.jit(
     do_not_specialize=["x_count", "y_count", "channels", "ignore_index", "grid_width", "radius", "scale", "factor"]
 )
@@ -170,11 +119,9 @@ def pairs_kernel(
     y,  # (B, y_rows, pitch)
     labels_x,  # (B, N)
     labels_y,  # (B, M)
-    alike,  # (B, anchors): their positives, in InfoNCE
-    sums,  # (2, B, anchors), in InfoNCE
     weights,  # (3)
     shift,  # () float32
-    losses,  # (B, blocks), but for InfoNCE
+    losses,  # (B, blocks)
     slopes,  # (B, blocks): sums of derivatives by products
     grad,  # (B, N, D) float32
     x_count,
@@ -189,7 +136,6 @@ def pairs_kernel(
     scale,
     factor,
     FORM: tl.constexpr,
-    ANCHORS_ARE_Y: tl.constexpr,
     NEAR: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_M: tl.constexpr,
@@ -199,7 +145,7 @@ def pairs_kernel(
     WITH_GRAD: tl.constexpr,
 ):
     """Some x against all y, for some channels of the gradient; scores are computed again for every block of those."""
-    block, image, images = tl.program_id(1), tl.program_id(2).to(tl.int64), tl.num_programs(2)
+    block, image = tl.program_id(1), tl.program_id(2).to(tl.int64)
     i = block * BLOCK_N + tl.arange(0, BLOCK_N)
     d = tl.program_id(0) * BLOCK_D + tl.arange(0, BLOCK_D)
     x += image * x_rows * pitch
@@ -217,33 +163,20 @@ def pairs_kernel(
             pairs = pairs & near(i, j, grid_width, radius)
         matches = label[:, None] == other[None, :]
         z = products(x, y, block * BLOCK_N, first, channels, pitch, PRECISION, BLOCK_N, BLOCK_M, BLOCK_K) * scale
-        if FORM == INFO_NCE:
-            if ANCHORS_ARE_Y:
-                positives = tl.load(alike + image * y_count + j, mask=j < y_count, other=0)[None, :]
-                top = tl.load(sums + image * y_count + j, mask=j < y_count, other=0)[None, :]
-                total = tl.load(sums + (images + image) * y_count + j, mask=j < y_count, other=1)[None, :]
-            else:
-                positives = tl.load(alike + image * x_count + i, mask=i < x_count, other=0)[:, None]
-                top = tl.load(sums + image * x_count + i, mask=i < x_count, other=0)[:, None]
-                total = tl.load(sums + (images + image) * x_count + i, mask=i < x_count, other=1)[:, None]
-            pull = tl.where(matches, tl.div_rn(1.0, tl.maximum(positives, 1).to(tl.float32) + tl.zeros_like(z)), 0.0)
-            push = tl.div_rn(tl.exp(z - top), total + tl.zeros_like(z))
-            g = tl.where(pairs & (positives > 0), tl.load(weights + 2) * (push - pull), 0.0)
+        z -= tl.load(shift)
+        weight = tl.where(pairs, tl.where(matches, same, different), 0.0)
+        towards = tl.where(matches, -weight, weight)
+        if FORM == ABS_COS:
+            loss += tl.sum(tl.where(pairs, towards * tl.abs(z), 0.0), axis=1)
+            g = tl.where(z > 0, towards, tl.where(z < 0, -towards, towards * z))
         else:
-            z -= tl.load(shift)
-            weight = tl.where(pairs, tl.where(matches, same, different), 0.0)
-            towards = tl.where(matches, -weight, weight)
-            if FORM == ABS_COS:
-                loss += tl.sum(tl.where(pairs, towards * tl.abs(z), 0.0), axis=1)
-                g = tl.where(z > 0, towards, tl.where(z < 0, -towards, towards * z))
-            else:
-                e = tl.exp(-tl.abs(z))
-                large = 1 / (1 + e)
-                small = e * large
-                distance = tl.where(matches, -z, z)
-                loss += tl.sum(tl.where(pairs, weight * tl.where(distance < 0, small, large), 0.0), axis=1)
-                g = towards * (large * small)
-            g = tl.where(pairs, g, 0.0)
+            e = tl.exp(-tl.abs(z))
+            large = 1 / (1 + e)
+            small = e * large
+            distance = tl.where(matches, -z, z)
+            loss += tl.sum(tl.where(pairs, weight * tl.where(distance < 0, small, large), 0.0), axis=1)
+            g = towards * (large * small)
+        g = tl.where(pairs, g, 0.0)
         steepness += tl.sum(g, axis=1)
         if WITH_GRAD:
             acc = tl.dot(g, load_rows(y, first, pitch, d, BLOCK_M), acc, input_precision=PRECISION)

@@ -110,6 +110,12 @@ REPLACEMENTS = (
     _same("multi_scale_cam", Approximate(), "00a3cfe47a4fcc6c"),
     _variant("multi_scale_cam_and_aux", "multi_scale_cam", Approximate(), "220d3273e758f615"),
     _same("multi_scale_cam2", Approximate(), "9d8e72edf50abe36"),
+    _same("multi_scale_cam_with_aff_mat", Approximate(), "0f78e17935b850dd"),
+    _same("propagte_aff_cam_with_bkg", Approximate(), "0cb11f997ba31f49"),
+    _same("compute_trans_mat", Approximate(), "79cd8ec36925a344", "519520db7fb90ddd"),
+    _same("refine_cams_with_aff", Approximate(), "c4e9085d7f014d69"),
+    # Powers of matrices round differently.
+    _same("propagate_to_edge", Approximate(1e-4), "b349d89abd204d17", "272664026c3d0de8"),
     _same("refine_cams_with_bkg_v2", REFINED, "680d375e51beb8c7", "d3eca605798002cd"),
     _variant("refine_cams_with_config", "refine_cams_with_bkg_v2", REFINED, "768fe94fb8bdbccd"),
     _same("refine_cams_with_dynamic_thres", REFINED, "8c70945a9ac61625"),

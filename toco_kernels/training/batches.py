@@ -6,12 +6,14 @@ So a resumed run sees what it would have seen, and two processes see the halves 
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
-from .files import DataError
+from . import seeds
+from .files import DataError, read_mask
 from .pseudo_labels import Data
 from .views import keyed
 
@@ -60,30 +62,50 @@ class Samples(Dataset):
         views: from a photograph (H, W, 3) to a dictionary of tensors, with torch's random numbers.
         seed: of those.
         saliency: whether `views` takes the photograph's saliency map (H, W) beside it.
+        seeds_of: None, or a folder with a label NAME.png (H, W) for photographs, which `views` takes beside them. Those
+            that have none are no samples.
     """
 
-    def __init__(self, data: Data, views: Callable[..., dict], seed: int, *, saliency: bool = False):
-        self.data, self.views, self.seed, self.saliency = data, views, seed, saliency
+    def __init__(
+        self,
+        data: Data,
+        views: Callable[..., dict],
+        seed: int,
+        *,
+        saliency: bool = False,
+        seeds_of: Path | None = None,
+    ):
+        self.data, self.views, self.seed, self.saliency, self.seeds_of = data, views, seed, saliency, seeds_of
+        self.indices = range(len(data))
+        if seeds_of is not None:
+            self.indices = [i for i in self.indices if seeds.label_file(seeds_of, data.names[i]).is_file()]
+            if not self.indices:
+                raise DataError(seeds.label_file(seeds_of, data.names[0]), f"is missing; so are all {len(data)} labels")
 
     def __len__(self) -> int:
-        return len(self.data)
+        return len(self.indices)
 
     def __getitem__(self, key: tuple[int, int]) -> dict:
         epoch, wanted = key
         problems = []
-        for offset in range(len(self.data)):
-            index = (wanted + offset) % len(self.data)
+        for offset in range(len(self)):
+            index = self.indices[(wanted + offset) % len(self)]
             try:
                 pictures = [self.data.image(index)]
                 if self.saliency:
                     pictures.append(self.data.saliency(index))
+                if self.seeds_of is not None:
+                    file = seeds.label_file(self.seeds_of, self.data.names[index])
+                    pictures.append(read_mask(file, len(self.data.classes), pictures[0].shape[:2]))
             except DataError as error:
                 problems.append(str(error))
                 continue
             with keyed(self.seed, epoch, wanted), one_thread():
                 sample = self.views(*pictures)
             return sample | {"image_labels": torch.from_numpy(self.data.labels(index)), "problems": problems}
-        raise DataError(self.data.names[wanted], f"and all other photographs cannot be used; {problems[0]}")
+        raise DataError(
+            self.data.names[self.indices[wanted]], f"and all other photographs cannot be used; {problems[0]}"
+        )
 
 
 def collate(samples: list[dict]) -> dict:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from . import checkpoints, records
+from . import checkpoints, records, seeds
 from .data import SPLITS, has_masks, open_data, spread
 from .files import DataError, write_json
 from .folder import split_file
@@ -32,6 +32,7 @@ def _train(job: Job, processes: Processes, resume: bool, show_progress: bool) ->
         "classes": trainer.data.classes,
         "label_source": trainer.data.label_source,
         "weights_sha256": trainer.weights_hash,
+        "seeds_made_with": seeds.made_with(job.seeds) if job.seeds else None,
         "world": processes.world,
         "device": str(processes.device),
         "versions": records.versions(),
@@ -44,7 +45,8 @@ def _train(job: Job, processes: Processes, resume: bool, show_progress: bool) ->
         start, seconds, skipped = state["step"], state["seconds"], set(state["skipped"])
     stop = job.settings["steps"]
     record = records.Records(job.run, start) if processes.first else None
-    measured = _open(job, SPLITS[job.data][2]) if processes.first else None  # now, not after a night
+    # Now, not after a night.
+    measured = _open(job, SPLITS[job.data][2], job.evaluate_images[1]) if processes.first else None
     began = time.monotonic()
 
     def elapsed() -> float:
@@ -111,7 +113,8 @@ class _Watch:
         self.trainer, self.record, self.job = trainer, record, trainer.job
         self.data = None
         if self.job.picture_every or self.job.evaluate_every:
-            self.data = _open(self.job, SPLITS[self.job.data][1])
+            some = [4] * (self.job.picture_every > 0) + [self.job.evaluate_images[0]] * (self.job.evaluate_every > 0)
+            self.data = _open(self.job, SPLITS[self.job.data][1], *some)
 
     def look(self, step: int) -> None:
         """Draw pictures and evaluate where it is time to; whoever wants pictures gets one at the end, too."""
@@ -143,19 +146,29 @@ def _measure(trainer: Trainer, data: Data | None, show_progress: bool) -> dict:
     return {"split": split, "images": len(indices), "seg_miou": None, **numbers, "details": reports}
 
 
-def _open(job: Job, split: str) -> Data | None:
-    """A split to look at; None and a warning where a folder has no list of it."""
+def _open(job: Job, split: str, *counts: int | None) -> Data | None:
+    """A split, to look at so many photographs, or all; None and a warning where there is no list or no seed of it."""
     if job.data == "folder" and not split_file(job.root, split).exists():
         warnings.warn(f"{job.root}: there is no list {split}.txt: nothing is measured or drawn", stacklevel=2)
         return None
     data = open_data(job.data, split, job.root, labels=job.labels)
     if not has_masks(data):
         warnings.warn(f"{job.root}: there are no masks to measure with", stacklevel=2)
+    if job.seeds is not None:
+        looked_at = sorted({index for count in counts for index in spread(len(data), count)})
+        files = [seeds.maps_file(job.seeds, data.names[index]) for index in looked_at]
+        absent = seeds.absent(files)
+        if len(absent) == len(files):
+            warnings.warn(f"{job.seeds}: there are no class maps of {split}: none is measured or drawn", stacklevel=2)
+            return None
+        if absent:
+            raise DataError(absent[0], f"is missing, a seed of {split}; so are {len(absent) - 1} of {len(files)}")
     return data
 
 
 def _predictor(trainer: Trainer) -> Predictor:
-    return Predictor(trainer.recipe, trainer.module, trainer.processes.device, precision=trainer.job.precision)
+    job, device = trainer.job, trainer.processes.device
+    return Predictor(trainer.recipe, trainer.module, device, precision=job.precision, seeds_of=job.seeds)
 
 
 def _due(step: int, every: int) -> bool:

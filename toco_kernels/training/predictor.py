@@ -1,6 +1,7 @@
 """A trained network on photographs of any size: CAMs, pseudo labels and segmentations, and how good they are."""
 
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -8,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from . import records
+from . import records, seeds
 from .data import has_masks
 from .miou import Confusion
 from .pseudo_labels import Data
@@ -28,6 +29,7 @@ class Predictor:
         device: where it computes.
         precision: "float32", "bfloat16" or "float16".
         size: photographs are squashed to this side in pixels; None: they keep their size.
+        seeds_of: the folder of class maps that a second stage refines, see `seeds`; None: there is no first one.
     """
 
     def __init__(
@@ -38,17 +40,25 @@ class Predictor:
         *,
         precision: str = "float32",
         size: int | None = None,
+        seeds_of: Path | None = None,
     ):
         self.recipe, self.module, self.device, self.size = recipe, module.to(device), device, size
+        self.seeds_of = seeds_of
         self.autocast = autocast(device, precision)
 
     @torch.no_grad()
-    def cams(self, image: np.ndarray, labels: np.ndarray) -> dict[str, np.ndarray]:  # (H, W, 3), (C,) -> (C, H, W)
+    def cams(
+        self,
+        image: np.ndarray,  # (H, W, 3)
+        labels: np.ndarray,  # (C,)
+        found: np.ndarray | None = None,  # (C, H, W) or (C + 1, H, W): what a second stage refines
+    ) -> dict[str, np.ndarray]:  # (C, H, W)
         """The CAMs of one photograph by name, in [0, 1], 0 for absent classes."""
         self.module.eval()
         with self.autocast:
-            shown = torch.from_numpy(labels)[None].to(self.device)
-            maps = self.recipe.cams(self.module, self._input(image), shown)
+            given = [labels] if found is None else [labels, found]
+            given = [torch.from_numpy(x)[None].to(self.device) for x in given]
+            maps = self.recipe.cams(self.module, self._input(image), *given)
         return {name: self._output(cams, image) for name, cams in maps.items()}
 
     @torch.no_grad()
@@ -63,9 +73,13 @@ class Predictor:
 
     def quantities(self) -> tuple[str, ...]:
         """What the method makes of a photograph: the names of its CAMs, and "seg" where it has a segmentation."""
-        grey = np.full((GREY_SIDE, GREY_SIDE, 3), 128, np.uint8)
-        cams = self.cams(grey, np.zeros(len(self.recipe.classes) - 1, np.float32))
+        grey, classes = np.full((GREY_SIDE, GREY_SIDE, 3), 128, np.uint8), len(self.recipe.classes) - 1
+        found = np.zeros((classes, GREY_SIDE, GREY_SIDE), np.float32) if self.recipe.seeds else None
+        cams = self.cams(grey, np.zeros(classes, np.float32), found)
         return *cams, *(() if self.segmentation(grey) is None else ("seg",))
+
+    def _found(self, data: Data, index: int, image: np.ndarray) -> np.ndarray | None:
+        return None if self.seeds_of is None else seeds.of(self.seeds_of, data, index, image)
 
     def _input(self, image: np.ndarray) -> Tensor:  # (1, 3, H, W)
         photograph = as_tensor(image).to(self.device)[None]
@@ -96,7 +110,7 @@ class Predictor:
 
         for index in tqdm(list(indices), desc="evaluating", unit="image", leave=False, disable=not show_progress):
             image, labels, truth = data.image(index), data.labels(index), data.mask(index)
-            maps = self.cams(image, labels)
+            maps = self.cams(image, labels, self._found(data, index, image))
             for name, cams in maps.items():
                 count(name, truth, pseudo_label(image, cams, labels, raw))
             count("pseudo_label", truth, pseudo_label(image, maps["cam"], labels, settings))
@@ -110,7 +124,7 @@ class Predictor:
         rows = []
         for index in indices:
             image, labels = data.image(index), data.labels(index)
-            cams = self.cams(image, labels)["cam"]
+            cams = self.cams(image, labels, self._found(data, index, image))["cam"]
             segmentation = self.segmentation(image)
             nothing = np.zeros(image.shape[:2], np.uint8)
             prediction = nothing if segmentation is None else segmentation.argmax(0).astype(np.uint8)

@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from . import seeds
 from .files import DataError, read_json, write_json, write_mask
 from .folder import Folder
 from .refine import Settings, pseudo_label
@@ -36,7 +37,7 @@ class Report:
 
 def make(
     data: Data,
-    maps_of: Callable[[np.ndarray, np.ndarray], np.ndarray],  # (H, W, 3), (C,) -> (C or C + 1, H, W)
+    maps_of: Callable[..., np.ndarray],  # (H, W, 3), (C,), with seeds theirs -> (C or C + 1, H, W)
     out: Path,
     settings: Settings,
     *,
@@ -44,6 +45,8 @@ def make(
     workers: int = 0,
     indices: Sequence[int] | None = None,
     show_progress: bool = True,
+    keep_maps: bool = False,
+    seeds_of: Path | None = None,
 ) -> Report:
     """Write NAME.png for every photograph that has none yet.
 
@@ -56,6 +59,8 @@ def make(
         workers: processes that refine and write; 0: this one does it.
         indices: which photographs; None: all.
         show_progress: a bar, on standard error.
+        keep_maps: whether NAME.npz with the CAMs is written too, before NAME.png; see `seeds`.
+        seeds_of: None, or a folder of such maps, which `maps_of` takes beside photograph and labels.
 
     Raises:
         DataError: the folder holds labels made with other settings, or cannot be written to.
@@ -74,15 +79,16 @@ def make(
                 try:
                     image = data.image(index)
                     labels = data.labels(index) if settings.source == "cam" else np.zeros(0)
+                    found = () if seeds_of is None else (seeds.of(seeds_of, data, index, image),)
                 except DataError as error:
                     report.skipped.append(str(error))
                     bar.write(f"skipped: {error}", file=sys.stderr)
                     continue
-                maps = maps_of(image, labels)
+                maps = maps_of(image, labels, *found)
                 if settings.source == "cam":  # absent classes need not travel
                     labels = np.flatnonzero(labels)
                     maps = maps[settings.maps_of(labels)]
-                job = (out / f"{data.names[index]}.png", image, maps, labels, settings)
+                job = (out / f"{data.names[index]}.png", image, maps, labels, settings, keep_maps)
                 if workers:
                     while len(unfinished) >= 2 * workers:
                         unfinished.popleft().result()
@@ -112,8 +118,12 @@ def refine_and_write(
     maps: np.ndarray,  # the CAMs of the classes shown, (n or n + 1, H, W); or a segmentation's (classes, H, W)
     shown: np.ndarray,  # (n,) indices of those
     settings: Settings,
+    keep_maps: bool = False,
 ) -> None:
     """What a worker does for one photograph."""
+    if keep_maps:  # first: the label says that all is there
+        classes = settings.maps_of(shown) if settings.own_background else shown + 1
+        seeds.write_maps(seeds.maps_file(file.parent, file.stem), maps, classes)
     label = pseudo_label(image, maps, np.ones(len(shown)), settings)
     if settings.source == "cam":
         classes = np.arange(256)

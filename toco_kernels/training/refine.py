@@ -22,11 +22,13 @@ class CRF:
         gaussian: sigma in pixels and weight of the filter of positions.
         bilateral: sigma in pixels, sigma of colours, and weight of the filter of both.
         certainty: None, and it starts from probabilities; or from hard labels that are right with this probability.
+        labels: among how many labels the rest of it is shared; None: among those that the image shows.
     """
 
     gaussian: tuple[float, float]
     bilateral: tuple[float, float, float]
     certainty: float | None = None
+    labels: int | None = None
     iterations: int = 10
 
 
@@ -34,6 +36,7 @@ CRF_PRESETS = {
     "toco-test": CRF((1, 1), (121, 5, 4)),
     "label-crf": CRF((3, 3), (50, 5, 10), certainty=0.7),  # SEAM, EPS and PPC
     "vit-pcm": CRF((1, 3), (67, 3, 4)),
+    "affinitynet": CRF((3, 3), (80, 13, 10), certainty=0.7, labels=21),  # PPC's labels for AffinityNet
 }
 REFINEMENTS = ("none", "par", *CRF_PRESETS)
 SOURCES = ("cam", "seg")
@@ -48,6 +51,8 @@ class Settings:
         high, low: the background's score; pixels that only one of them calls an object stay open. One number twice:
             none stays open. None twice: CAMs have a background of their own, their first map.
         source: "cam", or "seg" for the segmentation.
+        alphas: None, or the background's score is (1 - the largest CAM) to these powers, the low one in place of `high`
+            and the high one in place of `low`, which are None: AffinityNet's two sets of labels.
         dilations, iterations: of PAR.
     """
 
@@ -55,6 +60,7 @@ class Settings:
     high: float | None = 0.5
     low: float | None = 0.5
     source: str = "cam"
+    alphas: tuple[float, float] | None = None
     dilations: Sequence[int] = (1, 2, 4, 8, 12, 24)
     iterations: int = 10
 
@@ -63,6 +69,10 @@ class Settings:
             raise ValueError(f"refinement must be one of {', '.join(REFINEMENTS)}, got {self.refinement!r}")
         if self.source not in SOURCES:
             raise ValueError(f"source must be one of {', '.join(SOURCES)}, got {self.source!r}")
+        if self.alphas is not None:
+            if (self.high, self.low) != (None, None) or not 0 < self.alphas[0] <= self.alphas[1]:
+                raise ValueError(f"alphas must be 0 < low <= high, without thresholds, got {self.alphas}")
+            return
         if self.own_background:
             return
         if self.high is None or self.low is None or not 0 <= self.low <= self.high <= 1:
@@ -71,7 +81,18 @@ class Settings:
     @property
     def own_background(self) -> bool:
         """Whether CAMs have a map of the background."""
-        return self.high is None and self.low is None
+        return self.high is None and self.low is None and self.alphas is None
+
+    @property
+    def levels(self) -> tuple[float, float]:
+        """Where the background is most, and where it is least."""
+        return self.alphas or (self.high, self.low)
+
+    def background(self, cams: np.ndarray, level: float) -> np.ndarray:  # (n, H, W) -> (1, H, W)
+        """The score of the background at a level."""
+        if self.alphas is None:
+            return np.full_like(cams[:1], level)
+        return np.maximum(0, 1 - cams.max(0, keepdims=True)) ** level
 
     def maps_of(self, shown: np.ndarray) -> np.ndarray:  # (n,) -> (n,) or (n + 1,)
         """The places of the maps that the classes shown, counted from 0, are decided by."""
@@ -98,15 +119,15 @@ def pseudo_label(
     classes = np.append(0, present + 1).astype(np.uint8)
     if settings.own_background:
         return classes[refined(image, maps[classes].astype(np.float32), settings).argmax(0)]
-    winners = {score: _decide(image, maps[present], score, settings) for score in {settings.high, settings.low}}
-    high, low = winners[settings.high], winners[settings.low]
+    winners = {level: _decide(image, maps[present], level, settings) for level in {*settings.levels}}
+    high, low = (winners[level] for level in settings.levels)
     return np.where(high > 0, classes[high], np.where(low > 0, IGNORED, 0)).astype(np.uint8)
 
 
-def _decide(image: np.ndarray, cams: np.ndarray, background: float, settings: Settings) -> np.ndarray:  # (H, W)
+def _decide(image: np.ndarray, cams: np.ndarray, level: float, settings: Settings) -> np.ndarray:  # (H, W)
     """Which wins: 0 the background, k + 1 the k-th class shown. The first of equals."""
     cams = cams.astype(np.float32)
-    scores = np.concatenate([np.full_like(cams[:1], background), cams])
+    scores = np.concatenate([settings.background(cams, level), cams])
     if settings.refinement == "par":
         odds = np.exp(scores - scores.max(0))
         scores = odds / odds.sum(0)  # as ToCo does: PAR moves probabilities
@@ -134,7 +155,8 @@ def crf(
         start = scores / np.maximum(scores.sum(0), 1e-5)
     else:
         winner = scores.argmax(0) == np.arange(len(scores))[:, None, None]
-        start = np.where(winner, preset.certainty, (1 - preset.certainty) / (len(scores) - 1))
+        others = max(preset.labels or 0, len(scores)) - 1
+        start = np.where(winner, preset.certainty, (1 - preset.certainty) / others)
     return dense_crf(
         image,
         start.astype(np.float32),

@@ -40,7 +40,14 @@ class Run:
         recipe = recipes.find(self.config["method"])({**settings, "pretrained": False}, self.config["classes"])
         module = recipe.build()
         module.load_state_dict(self.state["module"])
-        return Predictor(recipe, module, processes.device, precision=self.config["precision"], size=size)
+        return Predictor(
+            recipe, module, processes.device, precision=self.config["precision"], size=size, seeds_of=self.seeds
+        )
+
+    @property
+    def seeds(self) -> Path | None:
+        """What its class maps are made of; None: of photographs alone."""
+        return Path(self.config["seeds"]) if self.config.get("seeds") else None
 
     def data(self, split: str | None = None) -> Data:
         """A split of the data it was trained on; None: the one that is measured."""

@@ -33,6 +33,7 @@ class Job:
         method: of `recipes`, or a Python file.
         settings: of the method, every value: a preset with changes.
         data, root, sbd, labels: see `data.open_data`.
+        seeds: the folder of what a first stage found, see `seeds`; None: there was none.
         seed: of weights, order, views and everything else that is random.
         precision: one of PRECISIONS; half precision is where matrices are multiplied.
         refinement: of the pseudo labels that are measured: one of `refine.REFINEMENTS`.
@@ -50,6 +51,7 @@ class Job:
     root: Path | None = None
     sbd: Path | None = None
     labels: str = "auto"
+    seeds: Path | None = None
     seed: int = 0
     precision: str = "float32"
     refinement: str = "par"
@@ -93,6 +95,15 @@ class Trainer:
         self.recipe = recipes.find(job.method)(job.settings, self.data.classes)
         if self.recipe.saliency:
             check_saliency(self.data)  # now, not after a night
+        if self.recipe.seeds != (job.seeds is not None):
+            must = "be the folder that pseudo-label --keep-maps wrote" if self.recipe.seeds else "not be given"
+            raise ValueError(f"seeds must {must}, for method {job.method}, got {job.seeds}")
+        self.samples = batches.Samples(
+            self.data, self.recipe.views(), job.seed, saliency=self.recipe.saliency, seeds_of=job.seeds
+        )
+        if len(self.samples) < len(self.data):
+            without = len(self.data) - len(self.samples)
+            self.data.warnings.append(f"{job.seeds}: {without} of {len(self.data)} photographs have no label; left out")
         torch.manual_seed(seed_of(job.seed))
         self.module = self.recipe.build(processes.group)
         self.weights_hash = checkpoints.hash_of(self.module)
@@ -112,9 +123,8 @@ class Trainer:
     def batches(self, start: int, stop: int) -> torch.utils.data.DataLoader:
         """The batches of these steps."""
         job, processes = self.job, self.processes
-        samples = batches.Samples(self.data, self.recipe.views(), job.seed, saliency=self.recipe.saliency)
         order = batches.Order(
-            len(samples),
+            len(self.samples),
             self.settings["batch_size"],
             start,
             stop,
@@ -122,7 +132,7 @@ class Trainer:
             rank=processes.rank,
             world=processes.world,
         )
-        return batches.loader(samples, order, workers=job.workers, pin=processes.device.type == "cuda")
+        return batches.loader(self.samples, order, workers=job.workers, pin=processes.device.type == "cuda")
 
     @property
     def settings(self) -> dict[str, Any]:

@@ -49,15 +49,20 @@ def crop_from_roi_neg(images, roi_mask=None, crop_num=8, crop_size=96):
     return list(crops.unbind(1)), flags
 
 
-def maps_of(model, inputs, scale):
-    size = inputs.shape[2:]
+def outputs_of(model, inputs, scale):
     if scale != 1.0:
-        small = [int(scale * n) for n in size]
+        small = [int(scale * n) for n in inputs.shape[2:]]
         inputs = F.interpolate(inputs, size=small, mode="bilinear", align_corners=False)
-    for maps in model(torch.cat([inputs, inputs.flip(-1)]), cam_only=True):
-        maps = F.interpolate(maps, size=size, mode="bilinear", align_corners=False)
-        straight, mirrored = maps.chunk(2)
-        yield torch.maximum(straight, mirrored.flip(-1)).relu()
+    return model(torch.cat([inputs, inputs.flip(-1)]), cam_only=True)
+
+
+def upright(maps, size):
+    straight, mirrored = F.interpolate(maps, size=size, mode="bilinear", align_corners=False).chunk(2)
+    return torch.maximum(straight, mirrored.flip(-1)).relu()
+
+
+def maps_of(model, inputs, scale):
+    return [upright(maps, inputs.shape[2:]) for maps in outputs_of(model, inputs, scale)]
 
 
 def merged(maps):

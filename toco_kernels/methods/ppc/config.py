@@ -3,8 +3,18 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from ...common.errors import bad_value, integer, number
-from ..config import Optimisation, Weights
+from ...common.errors import bad_value, number
+from ..checks import (
+    check_flags,
+    check_integers,
+    check_weights,
+    checked_scales,
+    choice,
+    integers,
+    positive,
+    share,
+)
+from ..config import Optimisation, Weights, check_shared
 
 CONTRAST = ("cross_prototype", "cross_cam", "intra")
 PPC_LOSSES = ("cls", "min_pooling", "saliency", "er", "ecr", *CONTRAST)
@@ -67,22 +77,21 @@ class PPCConfig:
     std: tuple[float, float, float] = (58.395, 57.12, 57.375)
 
     def __post_init__(self):
+        check_weights(self.weights, PPC_LOSSES)
         object.__setattr__(self, "weights", Weights(self.weights))
-        if self.variant not in VARIANTS:
-            raise bad_value("variant", f"be one of {VARIANTS}", repr(self.variant))
-        if self.optimiser not in OPTIMISERS:
-            raise bad_value("optimiser", f"be one of {OPTIMISERS}", repr(self.optimiser))
-        if unknown := [name for name in self.weights if name not in PPC_LOSSES]:
-            raise bad_value("weights", f"name losses of {PPC_LOSSES}", unknown)
-        for name, least in {"num_classes": 2, "prototype_share": 1, "contrast_from": 0, "second_size": 1}.items():
-            integer(getattr(self, name), name, least=least)
-        integer(self.projection, "projection", least=1)
-        if not number(self.temperature, "temperature") > 0:
-            raise bad_value("temperature", "be positive", self.temperature)
-        if not 0 <= number(self.dropout, "dropout") < 1:
-            raise bad_value("dropout", "be in [0, 1)", self.dropout)
-        if not self.cam_scales or not all(number(scale, "cam_scales") > 0 for scale in self.cam_scales):
-            raise bad_value("cam_scales", "be positive numbers, at least one", self.cam_scales)
+        choice(self.variant, "variant", VARIANTS)
+        choice(self.optimiser, "optimiser", OPTIMISERS)
+        check_shared(self)
+        check_integers(self, prototype_share=1, contrast_from=0, second_size=1, projection=1)
+        integers(self.correlation, "correlation", 3)
+        positive(self.temperature, "temperature")
+        for name in ("background_score", "background", "saliency_threshold", "saliency_mix"):
+            share(getattr(self, name), name)
+        if not 0 < number(self.ecr_share, "ecr_share") <= 1:
+            raise bad_value("ecr_share", "be in (0, 1]", self.ecr_share)
+        share(self.dropout, "dropout", below_one=True)
+        check_flags(self, "published_prototypes")
+        checked_scales(self.cam_scales, "cam_scales")
 
     def weight(self, loss: str, step: int) -> float:
         """The weight of a loss at a step, 0 if it is not named."""

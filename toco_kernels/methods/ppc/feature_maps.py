@@ -1,5 +1,6 @@
 """timm's networks as backbones of pixels: three maps of features with a stride of 8."""
 
+import warnings
 from pathlib import Path
 from typing import NamedTuple
 
@@ -35,7 +36,9 @@ class FeatureMaps(nn.Module):
     Args:
         name: of one of timm's networks, with the tag of its weights.
         pretrained: False: random weights; True: those of timm's tag, which may be downloaded; a path: a local file.
-        freeze_norms: whether batch norms stay as they are, in training too. They do in all published code.
+        freeze_norms: whether batch norms stay as they are, in training too. They do in all published code. Training
+            frozen norms of random weights warns: those of timm's ResNets are zeros, so that blocks would stay what they
+            are; `load_state_dict` makes them others.
         freeze_stem: whether all with a stride below 8 stays as it is. (In the published ResNet-38, all below 4.)
         checkpointing: whether parts are computed again in the backward instead of being kept in memory.
         options: further ones for `timm.create_model`, e.g. `channels`, `patch_size`, `drop_path_rate`.
@@ -69,6 +72,8 @@ class FeatureMaps(nn.Module):
         if freeze_norms:
             for module in self._norms():
                 module.requires_grad_(False)
+        self._random_norms = pretrained is False and freeze_norms and bool(self._norms())
+        self.register_load_state_dict_post_hook(_norms_are_loaded)
         if checkpointing:
             self.network.set_grad_checkpointing(True)
         self.train(self.training)
@@ -86,6 +91,14 @@ class FeatureMaps(nn.Module):
         images: Tensor,  # (B, 3, H, W)
     ) -> Maps:
         """The features of images of one size."""
+        if self._random_norms and self.training:
+            self._random_norms = False  # said once
+            warnings.warn(
+                "toco_kernels: training begins with random weights whose batch norms are frozen: "
+                "give pretrained=True or weights, or freeze_norms=False and freeze_stem=False",
+                UserWarning,
+                stacklevel=2,
+            )
         return Maps(*self.network(images))
 
     def _norms(self) -> list[nn.Module]:
@@ -107,6 +120,11 @@ class FeatureMaps(nn.Module):
     def extra_repr(self) -> str:
         """The options, in the module's printed form."""
         return f"name={self.name!r}, freeze_norms={self.freeze_norms}"
+
+
+def _norms_are_loaded(module: FeatureMaps, incompatible: object) -> None:
+    """A hook of `load_state_dict`; a function, since modules are copied and pickled with their hooks."""
+    module._random_norms = False
 
 
 def _create(name: str, pretrained: bool | str | Path, options: dict) -> nn.Module:

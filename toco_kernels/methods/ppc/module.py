@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from torch.profiler import record_function
 
 from ...cam_regularization import max_norm
-from ...common.checks import check_floating, check_tensor, checked_image_labels
-from ...common.errors import bad_type, bad_value, integer, number
+from ...common.checks import checked_image_labels
+from ...common.errors import bad_type, bad_value, integer
 from ...pixel_correlation import correlation_maps, pixel_correlation
+from ..checks import at_scale, check_images, checked_scales, checked_size
 from .config import PPC_SEAM, PPCConfig
 from .criterion import PPCCriterion, PPCOutput
 from .feature_maps import FeatureMaps
@@ -46,7 +47,8 @@ class PPC(nn.Module):
         config: `PPC_SEAM`, `PPC_EPS` or one of your own.
         pretrained: False: random weights; True: those of timm's tag, downloaded if need be; a path: a local file.
         freeze_norms, freeze_stem: what of the backbone stays as it is, see `FeatureMaps`. Published: both. With random
-            weights give False: timm's ResNets begin with norms of 0, and blocks would stay what they are.
+            weights give False: timm's ResNets begin with norms of 0, and blocks would stay what they are. Training
+            that begins so warns.
         checkpointing: recompute the backbone's parts in the backward instead of keeping them in memory.
         process_group, generator: see `PPCCriterion`.
         backbone_options: further ones for `timm.create_model`.
@@ -124,10 +126,7 @@ class PPC(nn.Module):
         Raises:
             TypeError, ValueError: an argument is not as above.
         """
-        check_tensor(images, "images", 4, "(B, 3, H, W)")
-        check_floating(images, "images")
-        if images.shape[1] != 3:
-            raise bad_value("images", "have three colours", f"shape {tuple(images.shape)}")
+        check_images(images)
         image_labels = checked_image_labels(image_labels, len(images), self.num_classes - 1, images, "images")
         if views is not None and not isinstance(views, Mapping):
             raise bad_type("views", "be a mapping", type(views).__name__)
@@ -180,8 +179,9 @@ class PPC(nn.Module):
     ) -> Tensor:  # (B, C, *size)
         """CAMs, merged over scales, images and mirror images.
 
-        On SEAM the sum of the revised maps, stretched to 0 … 1 for each class. On EPS the mean of the probabilities of
-        the classes, which is our reading: the published code for this does not run.
+        On SEAM the sum of the revised maps, stretched to 0 … 1 for each class. On EPS the sum of the probabilities of
+        the classes, divided by each class's largest, as EPS makes them: of maps before pixel correlation, which EPS has
+        not. PPC's code for this does not run; revised maps are in [0, 1], where a softmax is nearly flat.
 
         Args:
             images: (B, 3, H, W), normalised.
@@ -192,11 +192,11 @@ class PPC(nn.Module):
         Returns:
             (B, C, *size) in [0, 1], float32 (float64 for float64 images).
         """
-        size = tuple(images.shape[2:]) if size is None else size
-        scales = self.config.cam_scales if scales is None else scales
+        check_images(images)
+        scales, size = checked_scales(self.config.cam_scales if scales is None else scales), checked_size(size, images)
         total, seam = 0, self.config.variant == "seam"
         for scale in scales:
-            scaled = _scaled(images, scale)
+            scaled = at_scale(images, scale)
             view = self.view(torch.cat([scaled, scaled.flip(-1)]))
             maps = view.revised if seam else view.cams
             maps = maps.double() if maps.dtype == torch.float64 else maps.float()
@@ -205,7 +205,7 @@ class PPC(nn.Module):
             merged = torch.cat([plain, mirrored.flip(-1)], dim=1)
             merged = F.interpolate(merged, size=size, mode="bilinear", align_corners=False)
             total = total + merged.unflatten(1, (2, -1)).sum(dim=1)
-        cams = max_norm(total) if seam else total / (2 * len(scales))
+        cams = max_norm(total) if seam else total / (total.amax(dim=(2, 3), keepdim=True) + 1e-5)
         if image_labels is None:
             return cams
         image_labels = checked_image_labels(image_labels, len(images), self.num_classes - 1, images, "images")
@@ -214,11 +214,3 @@ class PPC(nn.Module):
     def extra_repr(self) -> str:
         """The options, in the module's printed form."""
         return f"num_classes={self.num_classes}, variant={self.config.variant!r}"
-
-
-def _scaled(images: Tensor, scale: float) -> Tensor:
-    """The images at a scale, fractions of a pixel dropped, at least one pixel."""
-    if number(scale, "scales") == 1:
-        return images
-    size = [max(1, int(scale * n)) for n in images.shape[2:]]
-    return F.interpolate(images, size=size, mode="bilinear", align_corners=False)

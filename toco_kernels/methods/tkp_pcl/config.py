@@ -4,7 +4,9 @@ from dataclasses import dataclass, field
 
 from ...common.errors import bad_value, integer, number
 from ...patch_contrast.op import FORMS
-from ..config import Optimisation
+from ..checks import check_flags, check_integers, choice, not_negative, share
+from ..config import Optimisation, check_shared
+from ..optimisation import learning_rate_factor
 
 CONDITIONINGS = ("none", "hv_bilstm")
 
@@ -33,7 +35,7 @@ class TKPPCLConfig:
         frozen_steps: the first so many steps train the classifier (and conditioning) alone.
         optimisation: learning rate and schedule; its `head_factor` is how much larger the rate is in the frozen steps.
         crop_size, batch_size: of an image in pixels, and of all processes together, for data loaders.
-        label_size: images are squashed to this side in pixels before they are labelled; None: they keep their size.
+        label_size: `TKPPCL.cams` squashes images to this side in pixels; None: they keep their size.
         mean, std: of the colours, in 0..255; images arrive normalised by them, here to [-1, 1].
     """
 
@@ -56,23 +58,24 @@ class TKPPCLConfig:
     std: tuple[float, float, float] = (127.5, 127.5, 127.5)
 
     def __post_init__(self):
-        integer(self.num_classes, "num_classes", least=2)
-        integer(self.k, "k", least=1)
-        integer(self.mean_steps, "mean_steps", least=0)
-        integer(self.frozen_steps, "frozen_steps", least=0)
+        check_shared(self)
+        check_integers(self, k=1, mean_steps=0, frozen_steps=0)
         for name, least in (("trained_blocks", 0), ("label_size", 1)):
             if getattr(self, name) is not None:
                 integer(getattr(self, name), name, least=least)
         if not 0.5 <= number(self.threshold, "threshold") < 1:
             raise bad_value("threshold", "be in [0.5, 1)", self.threshold)
-        if not 0 <= number(self.dropout, "dropout") < 1:
-            raise bad_value("dropout", "be in [0, 1)", self.dropout)
-        if not number(self.weight, "weight") >= 0:
-            raise bad_value("weight", "not be negative", self.weight)
-        if self.form not in FORMS:
-            raise bad_value("form", f"be one of {FORMS}", repr(self.form))
-        if self.conditioning not in CONDITIONINGS:
-            raise bad_value("conditioning", f"be one of {CONDITIONINGS}", repr(self.conditioning))
+        share(self.dropout, "dropout", below_one=True)
+        not_negative(self.weight, "weight")
+        choice(self.form, "form", FORMS)
+        choice(self.conditioning, "conditioning", CONDITIONINGS)
+        check_flags(self, "contrast_background")
+
+    def learning_rate_factor(self, step: int) -> float:
+        """The share of `optimisation.lr` at a step: its schedule, `head_factor` times as large while the backbone is
+        frozen."""
+        factor = self.optimisation.head_factor if step < self.frozen_steps else 1.0
+        return factor * learning_rate_factor(step, self.optimisation)
 
 
 def _constant(steps: int) -> Optimisation:

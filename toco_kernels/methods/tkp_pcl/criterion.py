@@ -1,5 +1,6 @@
 """TKP-PCL's losses, for a network of anyone's."""
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -12,6 +13,7 @@ from ...common.errors import bad_value, integer
 from ...common.group import WithProcessGroup
 from ...patch_contrast import patch_contrastive_error
 from ...topk_pool import topk_pool
+from ..checks import integers
 from .config import TKPPCL_VOC, TKPPCLConfig
 
 LOSSES = ("mce", "pce")
@@ -48,7 +50,8 @@ class TKPPCLCriterion(WithProcessGroup):
         pce     = `patch_contrastive_error` of the tokens, the sure patches chosen by the same scores
         loss    = mce + weight * pce
 
-    p is held within [1e-7, 1 - 1e-7], where the logarithms end; half precision is computed in float32.
+    p is held within [1e-7, 1 - 1e-7], beyond which it has no gradient, as in ViT-PCM; half precision is computed in
+    float32. A batch without images costs 0.
 
     Args:
         config: k, threshold, form and weight.
@@ -95,8 +98,14 @@ class TKPPCLCriterion(WithProcessGroup):
         check_tensor(scores, "scores", 3, "(B, N, C)")
         check_floating(scores, "scores")
         check_tensor(tokens, "tokens", 3, "(B, N, D)")
+        check_floating(tokens, "tokens")
         check_same_device(tokens, "tokens", scores, "scores")
-        if grid[0] * grid[1] != scores.shape[1]:
+        if 0 in scores.shape[1:]:
+            raise bad_value("scores", "have a patch and a class, (B, N, C)", f"shape {tuple(scores.shape)}")
+        if tokens.shape[:2] != scores.shape[:2]:
+            must = f"have a token for each of the scores, (B, N) = {tuple(scores.shape[:2])}"
+            raise bad_value("tokens", must, f"shape {tuple(tokens.shape)}")
+        if math.prod(integers(grid, "grid", 2)) != scores.shape[1]:
             raise bad_value("grid", f"have the {scores.shape[1]} patches of the scores", grid)
         config, scores, step = self.config, _wide(scores), integer(step, "step", least=0)
         image_labels = checked_image_labels(image_labels, len(scores), scores.shape[2] - 1, scores, "scores")
@@ -107,7 +116,7 @@ class TKPPCLCriterion(WithProcessGroup):
             patches = scores.shape[1]
             k = patches if step < config.mean_steps else min(config.k, patches)
             pooled = topk_pool(scores, k).clamp(LEAST, 1 - LEAST)
-            mce = -(shown * pooled.log() + (1 - shown) * torch.log1p(-pooled)).mean()
+            mce = -(shown * pooled.log() + (1 - shown) * torch.log1p(-pooled)).sum() / max(1, pooled.numel())
             pce = mce.new_zeros(())
             if config.weight != 0:
                 pce = patch_contrastive_error(

@@ -1,6 +1,7 @@
 """TKP-PCL as one module: from a batch of images with image labels to a loss."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -9,10 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.profiler import record_function
 
-from ...common.checks import check_floating, check_tensor, checked_image_labels
+from ...common.checks import checked_image_labels
 from ...common.errors import bad_value, integer
 from ..backbone import Backbone
-from ..toco import at_scale
+from ..checks import at_scale, check_images, checked_scales, checked_size
 from .conditioning import HVBiLSTM
 from .config import TKPPCL_VOC, TKPPCLConfig
 from .criterion import TKPPCLCriterion, TKPPCLOutput, normalised_scores, with_background
@@ -38,7 +39,8 @@ class TKPPCL(nn.Module):
         num_classes: with the background; None: that of the configuration.
         config: `TKPPCL_VOC`, `TKPPCL_COCO` or one of your own; with k=1 the pooling is ViT-PCM's.
         pretrained: False: random weights; True: those of timm's tag, downloaded if need be; a path: a local file.
-        positions, train_positions, checkpointing: see `Backbone`.
+        positions, checkpointing: see `Backbone`.
+        train_positions: whether position embeddings are trained; only with `config.trained_blocks` None.
         process_group: see `TKPPCLCriterion`.
         backbone_options: further ones for `timm.create_model`.
 
@@ -78,6 +80,9 @@ class TKPPCL(nn.Module):
             **(backbone_options or {}),
         )
         if config.trained_blocks is not None:
+            if train_positions:
+                must = f"be False where all but {config.trained_blocks} blocks are frozen (trained_blocks)"
+                raise bad_value("train_positions", must, train_positions)
             self._freeze(config.trained_blocks)
         width = self.backbone.width
         self.conditioning = HVBiLSTM(width, config.dropout) if config.conditioning == "hv_bilstm" else None
@@ -115,10 +120,11 @@ class TKPPCL(nn.Module):
         Raises:
             TypeError, ValueError: an argument is not as above.
         """
-        _check_images(images)
+        check_images(images)
         image_labels = checked_image_labels(image_labels, len(images), self.num_classes - 1, images, "images")
-        trained = integer(step, "step", least=0) >= self.config.frozen_steps
-        with torch.set_grad_enabled(trained and torch.is_grad_enabled()), record_function("tkp_pcl::backbone"):
+        frozen = integer(step, "step", least=0) < self.config.frozen_steps
+        # Not `set_grad_enabled`: under `torch.compile` a step is a symbol, of which a branch alone makes a truth.
+        with torch.no_grad() if frozen else nullcontext(), record_function("tkp_pcl::backbone"):
             found = self.backbone(images)
         with record_function("tkp_pcl::scores"):
             tokens, scores = self._classified(found.patches, found.grid)
@@ -129,7 +135,7 @@ class TKPPCL(nn.Module):
         images: Tensor,  # (B, 3, H, W)
     ) -> Tensor:  # (B, C, h, w)
         """Probabilities of the classes for each patch, the background first."""
-        _check_images(images)
+        check_images(images)
         found = self.backbone(images)
         return self._classified(found.patches, found.grid)[1].mT.unflatten(2, found.grid)
 
@@ -146,28 +152,30 @@ class TKPPCL(nn.Module):
         """What labels are made of, where other methods have CAMs: scores of present classes, each divided by its
         largest, made probabilities again, and resized.
 
-        As ViT-PCM does: images at 960 × 960, one scale, no mirror image.
+        As ViT-PCM does: images squashed to `config.label_size`, 960 × 960, one scale, no mirror image.
 
         Args:
-            images: (B, 3, H, W), normalised.
+            images: (B, 3, H, W), normalised, of any size.
             image_labels: (B, C - 1) multi-hot without background: absent classes are 0.
-            scales: of the passes, whose scores are averaged on the largest grid.
+            scales: of the passes, after the squashing; their scores are averaged on the largest grid.
             flip: whether mirror images are averaged too.
             size: of the result; None: that of the images.
 
         Returns:
             (B, C, *size) in [0, 1], the background first; they sum to 1, up to the resizing.
         """
-        _check_images(images)
+        check_images(images)
         shown = checked_image_labels(image_labels, len(images), self.num_classes - 1, images, "images")
-        passes = []
-        for scale in scales:
+        size, side, passes = checked_size(size, images), self.config.label_size, []
+        if side is not None:
+            images = F.interpolate(images, size=(side, side), mode="bilinear", align_corners=False)
+        for scale in checked_scales(scales):
             x = at_scale(images, scale)
             passes += [self.scores(x), *([self.scores(x.flip(-1)).flip(-1)] if flip else [])]
         grid = max((tuple(x.shape[2:]) for x in passes), key=lambda grid: grid[0] * grid[1])
         mean = torch.stack([_resized(x, grid) for x in passes]).mean(dim=0)
         cams = normalised_scores(mean, with_background(shown))
-        return _resized(cams, tuple(images.shape[2:]) if size is None else size)
+        return _resized(cams, size)
 
     def pseudo_labels(
         self,
@@ -189,13 +197,6 @@ class TKPPCL(nn.Module):
         """The options, in the module's printed form."""
         config = self.config
         return f"num_classes={self.num_classes}, k={config.k}, threshold={config.threshold}, weight={config.weight}"
-
-
-def _check_images(images: Tensor) -> None:
-    check_tensor(images, "images", 4, "(B, 3, H, W)")
-    check_floating(images, "images")
-    if images.shape[1] != 3:
-        raise bad_value("images", "have three colours", f"shape {tuple(images.shape)}")
 
 
 def _resized(maps: Tensor, size: tuple[int, int]) -> Tensor:  # (B, C, h, w) -> (B, C, *size)

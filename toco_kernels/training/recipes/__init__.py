@@ -19,7 +19,7 @@ from ...methods.config import Optimisation
 from ...testing import reference_only
 from ..views import Augmentation, Views
 
-METHODS = ("toco", "ppc", "tkp-pcl")
+METHODS = ("toco", "ppc", "tkp-pcl", "affinitynet")
 
 
 class Recipe:
@@ -37,6 +37,7 @@ class Recipe:
     presets: ClassVar[dict[str, dict[str, Any]]] = {}
     unused_parameters = False  # whether some get no gradient in some steps, which DistributedDataParallel must know
     saliency: bool = False  # whether `views` takes a saliency map (H, W) beside each photograph
+    seeds: bool = False  # whether `views` takes a label (H, W) beside it, and `cams` class maps: a second stage
     mean: tuple[float, ...] = (123.675, 116.28, 103.53)  # ImageNet's, in 0..255
     std: tuple[float, ...] = (58.395, 57.12, 57.375)
 

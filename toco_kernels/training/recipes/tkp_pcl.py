@@ -11,7 +11,6 @@ from typing import ClassVar
 import numpy as np
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...methods import TKPPCL, TKPPCL_COCO, TKPPCL_VOC, Optimisation, TKPPCLConfig, TKPPCLOutput
@@ -105,14 +104,9 @@ class Recipe(ConfiguredRecipe):
 
     def lr_factor(self, step: int) -> float:
         """The schedule, faster while the backbone is frozen."""
-        config = self.config()
-        factor = config.optimisation.head_factor if step < config.frozen_steps else 1.0
-        return factor * super().lr_factor(step)
+        return self.config().learning_rate_factor(step)
 
     def cams(self, module: nn.Module, images: Tensor, image_labels: Tensor) -> dict[str, Tensor]:
         """Class maps with a background of their own, at the size of the images; the method has no CAMs."""
-        side, size = self.settings["config"]["label_size"], tuple(images.shape[2:])
-        if side is not None:
-            images = F.interpolate(images, size=(side, side), mode="bilinear", align_corners=False)
         scales, flip = tuple(self.settings["cam_scales"]), self.settings["cam_flip"]
-        return {"cam": module.cams(images, image_labels, scales=scales, flip=flip, size=size)}
+        return {"cam": module.cams(images, image_labels, scales=scales, flip=flip)}
