@@ -10,7 +10,7 @@ CSRC = Path(__file__).parent.parent / "csrc"
 ROOMS = sorted(folder for folder in CSRC.iterdir() if folder.is_dir()) if CSRC.exists() else []
 
 NOT_CODE = re.compile(
-    r'//[^\n]*|/\*.*?\*/|"(?:\\.|[^"\\\n])*"|\'(?:\\.|[^\'\\\n])*\'|^[ \t]*#(?:\\\n|[^\n])*', re.S | re.M
+    r"""//[^\n]*|/\*.*?\*/|"(?:\\.|[^"\\\n])*"|'(?:\\.|[^'\\\n])*'|^[ \t]*\#(?:\\\n|[^\n])*""", re.DOTALL | re.MULTILINE
 )
 NAMESPACE = re.compile(r"(?:inline )?namespace ?([\w:]*)$")
 TYPE = re.compile(r"(?:enum class|enum|struct|class|union) (?:alignas\([^)]*\) ?)?(\w+)")
@@ -22,7 +22,7 @@ ATTRIBUTES = re.compile(
 
 
 def defined_in(code: str, namespace: str = "") -> set[str]:
-    """Types and functions with a body that the linker sees, in full: not in functions, types or `namespace {`."""
+    """What the linker sees of types and of functions with a body, with their namespaces: not what is in one of them."""
     code = NOT_CODE.sub(" ", code)
     found, scopes, start = set(), [namespace] if namespace else [], 0
     for match in re.finditer(r"[{};]", code):

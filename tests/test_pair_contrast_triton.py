@@ -35,16 +35,8 @@ def test_interpreted():
 def test_compiled_without_spills(architecture):
     """Blocks are chosen so that registers suffice, and shared memory on the smallest of these GPUs too (8.6)."""
     usage = triton_tools.compile_for(architecture, LAUNCHES)
-    kernels = [
-        "anchors_backward_kernel",
-        "anchors_kernel",
-        "count_kernel",
-        "finish_kernel",
-        "pairs_kernel",
-        "rows_kernel",
-        "sum_kernel",
-    ]
-    assert sorted(usage) == [*kernels, "weights_kernel"]
+    kernels = ["anchors_backward_kernel", "anchors_kernel", "count_kernel", "finish_kernel", "pairs_kernel"]
+    assert sorted(usage) == [*kernels, "rows_kernel", "sum_kernel", "weights_kernel"]
     for kernel, takes in usage.items():
         assert takes["stack"] + takes["local"] == 0, f"{kernel} spills: {takes}"
         assert takes["shared"] <= 99 * 1024, f"{kernel}: {takes}"
