@@ -4,7 +4,7 @@
 
 It goes on where it stopped. "two sets" are labels that two exponents agree on, "one set" those of one exponent, which
 leaves no pixel open, as the published loop over exponents does by mistake; all else is equal. The numbers are of the
-test split; the background's score in the walk was chosen on the validation split, with seed 0.
+test split; the background's score in the walk was kept after a look at the validation split, with seed 0.
 """
 
 import argparse
