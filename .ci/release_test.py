@@ -31,7 +31,7 @@ def environment(folder: Path, torch: str) -> Path:
     """The interpreter of a fresh environment with a torch, NumPy and pytest, which the rooms' descriptions import."""
     run(sys.executable, "-m", "venv", folder)
     python = folder / "bin" / "python"
-    run(python, "-m", "pip", "install", "--quiet", torch, "numpy", "pytest")
+    run(python, "-m", "pip", "install", "--quiet", "--no-compile", torch, "numpy", "pytest")
     return python
 
 

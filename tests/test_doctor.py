@@ -236,6 +236,16 @@ finally:
         assert command in child.stdout.split()
 
 
+def test_a_reader_that_has_read_enough_is_no_error():
+    """As in `doctor | head`."""
+    command = [sys.executable, "-m", "toco_kernels", "doctor"]
+    reader, writer = os.pipe()
+    os.close(reader)
+    child = subprocess.run(command, check=False, stdout=writer, stderr=subprocess.PIPE, text=True)
+    os.close(writer)
+    assert child.stderr == ""
+
+
 @pytest.mark.parametrize(("argv", "message"), [([], "command"), (["docter"], "docter"), (["doctor", "--jsn"], "--jsn")])
 def test_bad_arguments_are_named(argv, message, capsys):
     with pytest.raises(SystemExit) as exit_:

@@ -222,6 +222,16 @@ def test_what_fits_is_measured_until_it_does(imagined, capsys):
     assert {row["how"] for row in found["largest"]} == {"measured", "predicted"}
 
 
+def test_one_crop_and_one_image_are_not_enough_to_predict(imagined, capsys):
+    pytest.importorskip("timm")
+    options = "--batch", "1", "--budget", "2GB", "--no-check", "--json"
+    found = json.loads(run(capsys, "--crops", "448", *options))
+    assert {(row["crop"], row["batch"]) for row in found["steps"]} == {(448, 1), (448, 2)}
+    assert all(448 < row["crop"] < 2000 for row in found["largest"] if row["wanted"] == "crop")
+    found = json.loads(run(capsys, "--crops", "448,2000", *options))  # the larger runs out of memory
+    assert {row["how"] for row in found["largest"]} == {"too few cases to tell"}
+
+
 def test_the_table_says_what_ran_out(imagined, capsys, tmp_path):
     pytest.importorskip("timm")
     pytest.importorskip("matplotlib")

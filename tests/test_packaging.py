@@ -46,6 +46,31 @@ def cmake_args(**options: str) -> str:
     return shlex.join(f"-D{name}={value}" for name, value in options.items())
 
 
+def test_objects_are_taken_only_where_nothing_differs(tmp_path):
+    """Else the tests below would try something older than what they claim to."""
+    made = BUILD / "CMakeFiles" / "kernels.dir" / "csrc" / "class_contrast" / "cpu.cpp.o"
+    if not made.exists():
+        pytest.skip("nothing was built here")
+    known = compiled_before.remembered(BUILD)
+    root = known["CMAKE_HOME_DIRECTORY"]
+    here = tmp_path / "build"
+    here.mkdir()
+    (here / "CMakeCache.txt").write_text(f"CMAKE_HOME_DIRECTORY:INTERNAL={tmp_path}\n")
+    shutil.copytree(Path(root, "csrc"), tmp_path / "csrc")
+    ninja, name = known["CMAKE_MAKE_PROGRAM"], made.relative_to(BUILD)
+    command = shlex.split(run(ninja, "-t", "commands", "-s", name, cwd=BUILD).replace(root, str(tmp_path)))
+
+    found = compiled_before.find(BUILD, command, here)
+    if not found:
+        pytest.skip("what was built here is out of date")
+    assert found[0] == made
+    assert tmp_path / "csrc" / "class_contrast" / "row.h" in found[1]
+    assert compiled_before.find(BUILD, [*command, "-DTOCO_ANOTHER"], here) is None
+    with (tmp_path / "csrc" / "class_contrast" / "row.h").open("a") as header:
+        header.write("// another\n")
+    assert compiled_before.find(BUILD, command, here) is None
+
+
 # What importing brings along
 
 

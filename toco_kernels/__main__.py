@@ -1,6 +1,7 @@
 """`python -m toco_kernels <command>`."""
 
 import argparse
+import os
 import sys
 from importlib import import_module
 
@@ -26,4 +27,10 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        code = main()
+        sys.stdout.flush()
+    except BrokenPipeError:  # `| head` has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains again when it ends
+        code = 1
+    sys.exit(code)

@@ -53,6 +53,11 @@ class Model:
                     best = error, tuple(coefficients)
         return cls(*best[1])
 
+    @property
+    def grows(self) -> float:
+        """0 where cases were too few to see what images of more pixels take: nothing can be predicted then."""
+        return self.linear + self.quadratic
+
     def peak_mb(self, crop: int, batch: int) -> float:
         """The model's answer."""
         terms = zip((self.fixed, self.linear, self.quadratic, self.each), _terms(crop, batch), strict=True)

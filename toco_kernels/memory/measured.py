@@ -103,9 +103,9 @@ class Measurement:
         for crop in plan.crops:
             for provider in PROVIDERS:
                 self._step(provider, crop, plan.batch)
-        if plan.batch > 1:  # tells apart what is there once and what every image takes
+        if plan.batch > 1 or len(plan.crops) == 1:  # tells apart what is there once and what every image takes
             for provider in PROVIDERS:
-                self._step(provider, min(plan.crops), 1)
+                self._step(provider, min(plan.crops), 1 if plan.batch > 1 else 2)
         for provider in PROVIDERS:
             found["places"].append(self._place(provider))
         if plan.budget_mb is not None:
@@ -188,6 +188,9 @@ class Measurement:
         least, unit = (LEAST_CROP, PATCH) if wanted == "crop" else (1, 1)
         for tries in range(TRIES + 1):
             model = _model(steps, provider)
+            if model.grows == 0:
+                unknown = {"crop": crop, "batch": batch, wanted: 0, "mb": None, "how": "too few cases to tell"}
+                return {"provider": provider, "wanted": wanted, **unknown}
             fits = model.largest_crop if wanted == "crop" else model.largest_batch
             size = fits(*given.values(), budget_mb)
             seen = [row for row in steps if row.items() >= ({"provider": provider} | given).items()]
