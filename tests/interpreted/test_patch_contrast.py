@@ -5,6 +5,7 @@ import torch
 from rooms import PATCH_CONTRASTIVE_ERROR, PATCH_TOKEN_CONTRAST, error_inputs, token_inputs
 
 from toco_kernels._library import _Loss
+from toco_kernels.common.triton_precision import dot_precision
 from toco_kernels.patch_contrast import reference, triton_kernel
 from toco_kernels.testing import assert_matches_reference, run, to_dtype
 
@@ -161,11 +162,11 @@ def tf32():
 
 
 def test_float32_is_exact():
-    assert triton_kernel._precision(torch.float32) == "tf32x3"
+    assert dot_precision() == "tf32x3"
 
 
 @pytest.mark.usefixtures("tf32")
 def test_tf32_where_torch_allows_it():
     """The interpreter multiplies in float32 whatever the precision: this sees that it is asked for, no more."""
-    assert triton_kernel._precision(torch.float32) == "tf32"
+    assert dot_precision() == "tf32"
     judge(token_contrast, PATCH_TOKEN_CONTRAST, to_dtype(token_inputs(), torch.float32))

@@ -11,6 +11,7 @@ import torch
 import triton
 from torch import Tensor
 
+from ..common.triton_precision import dot_precision
 from . import reference
 from .triton_attention import gather_kernel, softmax_kernel, sums_kernel
 from .triton_walk import affinity_kernel, sums_of_weights_kernel, walk_kernel
@@ -49,7 +50,7 @@ class _Attention:
             heads,
             width,
             width**-0.5,
-            PRECISION=_precision(queries.dtype),
+            PRECISION=dot_precision(queries.dtype),
             **TILE,
         )
         return cls(queries, keys[:, :, count - patches :], largest, shares)
@@ -68,8 +69,8 @@ class _Attention:
             classes,
             BLOCK_C=block,
             BY_KEYS=by_keys,
-            PRECISION=_precision(self.queries.dtype),
-            MAP_PRECISION=_precision(torch.float32),
+            PRECISION=dot_precision(self.queries.dtype),
+            MAP_PRECISION=dot_precision(),
             **TILE,
         )
         return gathered.sum(dim=0)
@@ -79,7 +80,7 @@ class _Attention:
         blocks, parts, arguments = self._launch(1, by_keys)
         sums = _new(weights, parts, *weights.shape, dtype=torch.float64)
         sums_kernel[(blocks, parts, len(weights))](
-            *arguments, weights, sums, BY_KEYS=by_keys, PRECISION=_precision(self.queries.dtype), **TILE
+            *arguments, weights, sums, BY_KEYS=by_keys, PRECISION=dot_precision(self.queries.dtype), **TILE
         )
         return sums.sum(dim=0)
 
@@ -174,10 +175,3 @@ def random_walk(
 
 def _new(like: Tensor, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
     return torch.empty(shape, dtype=dtype, device=like.device)
-
-
-def _precision(dtype: torch.dtype) -> str:
-    """How products of float32 are computed: as exactly as float32, unless PyTorch was told that TF32 is enough."""
-    if dtype != torch.float32:
-        return "ieee"
-    return "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "tf32x3"

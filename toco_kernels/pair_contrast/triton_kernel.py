@@ -11,6 +11,7 @@ import torch
 import triton
 from torch import Tensor
 
+from ..common.triton_precision import dot_precision
 from ..common.triton_rows import ALIGN, ROWS, rows_kernel, sum_kernel
 from .triton_anchors import anchors_backward_kernel, anchors_kernel
 from .triton_pairs import count_kernel, finish_kernel, pairs_kernel, weights_kernel
@@ -153,11 +154,6 @@ def _new(like: Tensor, *shape: int, dtype: torch.dtype = torch.float32) -> Tenso
     return torch.empty(shape, dtype=dtype, device=like.device)
 
 
-def _precision() -> str:
-    """How products of float32 are computed: as exactly as float32, unless PyTorch was told that TF32 is enough."""
-    return "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "tf32x3"
-
-
 def _count(x: _Side, y: _Side, ignore_index: int, distance: tuple[int, int], near: bool) -> tuple[Tensor, Tensor]:
     """The positives of each x, (B, N), and what pairs and anchors weigh, (3)."""
     batch = len(x.labels)
@@ -196,7 +192,7 @@ def _anchors(
     sums, losses = _new(x.rows, 2, batch, x.count), _new(x.rows, batch, x.blocks)
     inputs = x.rows, y.rows, x.labels, y.labels, alike, weights, sums
     sizes = x.count, y.count, channels, x.rows.shape[1], y.rows.shape[1], x.rows.shape[2], ignore_index, scale
-    anchors_kernel[(x.blocks, batch)](*inputs, losses, *sizes, PRECISION=_precision(), **TILE, **OPTIONS)
+    anchors_kernel[(x.blocks, batch)](*inputs, losses, *sizes, PRECISION=dot_precision(), **TILE, **OPTIONS)
     for side, grad, block in ((x, grad_x, TILE["BLOCK_N"]), (y, grad_y, TILE["BLOCK_M"])):
         if grad.numel():
             anchors_backward_kernel[(triton.cdiv(channels, BLOCK_D), triton.cdiv(side.count, block), batch)](
@@ -205,7 +201,7 @@ def _anchors(
                 *sizes,
                 OF_ANCHORS=side is x,
                 BLOCK_D=BLOCK_D,
-                PRECISION=_precision(),
+                PRECISION=dot_precision(),
                 **TILE,
                 **OPTIONS,
             )
@@ -253,7 +249,7 @@ def _pairs(
         FORM=FORMS[form],
         NEAR=near,
         BLOCK_D=BLOCK_D,
-        PRECISION=_precision(),
+        PRECISION=dot_precision(),
         WITH_GRAD=with_grad,
         **TILE,
         **OPTIONS,

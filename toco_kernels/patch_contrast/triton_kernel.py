@@ -8,6 +8,7 @@ import torch
 import triton
 from torch import Tensor
 
+from ..common.triton_precision import dot_precision
 from ..common.triton_rows import ALIGN, ROWS, rows_kernel, sum_kernel
 from .triton_classes import (
     class_sums_kernel,
@@ -66,7 +67,7 @@ def patch_token_contrast(
     totals = new(batch, tiles)
     signs = new(2, batch, row_count, row_count // 32, dtype=torch.int32) if with_grad else None
     sizes = patches, channels, row_count, pitch
-    precision = _precision(tokens.dtype)
+    precision = dot_precision(tokens.dtype)
     patch_token_contrast_kernel[(tiles, batch)](
         rows,
         units,
@@ -166,7 +167,7 @@ def patch_contrastive_error(
     parts = new(1 + batch * (width // block if form == "linear" else row_blocks))
     class_weights_kernel[(1,)](counts, weights, parts, batch * width, BLOCK=512)
     sizes = patches, channels, width, row_count, pitch
-    precision = _precision(torch.float32)
+    precision = dot_precision()
     if form == "log":
         columns = triton.cdiv(channels, LOG["BLOCK_D"]) if with_grad and channels else 1
         log_kernel[(columns, row_blocks, batch)](
@@ -222,13 +223,6 @@ def patch_contrastive_error(
             )
     sum_kernel[(1,)](parts, loss, parts.numel(), 0.0, BLOCK=1024)
     return loss, grad_tokens
-
-
-def _precision(dtype: torch.dtype) -> str:
-    """How products of float32 are computed: as exactly as float32, unless PyTorch was told that TF32 is enough."""
-    if dtype != torch.float32:
-        return "ieee"
-    return "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "tf32x3"
 
 
 def _allocator(device: torch.device):

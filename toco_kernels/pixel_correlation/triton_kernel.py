@@ -11,6 +11,7 @@ import torch
 import triton
 from torch import Tensor
 
+from ..common.triton_precision import dot_precision
 from . import reference
 from .triton_tiles import correlate_backward_kernel, correlate_kernel, lengths_backward_kernel, norms_kernel
 
@@ -52,8 +53,8 @@ def pixel_correlation(
         words,
         BLOCK_C=block,
         WITH_GRAD=with_grad,
-        PRECISION=_precision() if features.dtype == torch.float32 else "ieee",
-        GATHER_PRECISION=_precision(),
+        PRECISION=dot_precision(features.dtype),
+        GATHER_PRECISION=dot_precision(),
         **TILE,
     )
     return revised, sums, signs
@@ -97,7 +98,7 @@ def pixel_correlation_backward(
         left.shape[1],
         words,
         BLOCK_D=block,
-        PRECISION=_precision(),
+        PRECISION=dot_precision(),
         **BACKWARD,
     )
     lengths_backward_kernel[(triton.cdiv(pixels, ROWS["BLOCK_N"]), batch)](
@@ -122,8 +123,3 @@ def _new(like: Tensor, *shape: int, dtype: torch.dtype = torch.float32) -> Tenso
 def _block(count: int, most: int) -> int:
     """Classes or channels of a tile."""
     return min(most, max(16, triton.next_power_of_2(count)))
-
-
-def _precision() -> str:
-    """How products of float32 are computed: as exactly as float32, unless PyTorch was told that TF32 is enough."""
-    return "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "tf32x3"

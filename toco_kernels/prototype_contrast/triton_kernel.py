@@ -8,6 +8,7 @@ import torch
 import triton
 from torch import Tensor
 
+from ..common.triton_precision import dot_precision
 from . import reference
 from .triton_contrast import contrast_kernel, count_kernel, mean_kernel
 from .triton_resize import resize_backward_kernel
@@ -59,7 +60,7 @@ def prototype_contrast(
         1 / temperature,
         ignore_index,
         WITH_GRAD=with_grad,
-        PRECISION=_precision(),
+        PRECISION=dot_precision(),
         **tile,
     )
     mean_kernel[(1,)](parts, counts, loss, len(parts), len(counts), BLOCK=1024)
@@ -71,11 +72,6 @@ def _tile(classes: int) -> dict[str, int]:
     block_c = max(16, triton.next_power_of_2(classes))
     block_p = max(16, min(64, 4096 // block_c))
     return {"BLOCK_P": block_p, "BLOCK_C": block_c, "BLOCK_D": 16, "num_warps": 4 if block_c <= 32 else 8}
-
-
-def _precision() -> str:
-    """How products of float32 are computed: as exactly as float32, unless PyTorch was told that TF32 is enough."""
-    return "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "tf32x3"
 
 
 def pixel_prototype_contrast(
