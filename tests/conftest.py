@@ -5,8 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "docs"))
-import support
+sys.path.insert(0, str(Path(__file__).parents[1] / "docs"))  # support, which tests of a wheel have not beside them
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 collect_ignore = [] if INTERPRETED else ["interpreted"]  # tests/triton_tools.py
@@ -49,12 +48,16 @@ def pytest_collection_modifyitems(items):
 
 def pytest_sessionstart(session):
     if is_whole(session.config):
+        import support
+
         support.NOTE.unlink(missing_ok=True)
 
 
 def pytest_sessionfinish(session, exitstatus):
     """Note under what all tests passed: docs/support.py claims nothing else."""
     if exitstatus == pytest.ExitCode.OK and is_whole(session.config):
+        import support
+
         support.note()
 
 

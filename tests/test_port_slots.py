@@ -134,7 +134,9 @@ def test_compiling_goes_straight_through(losses):
     compiled = torch.compile(stand_in, backend="eager", fullgraph=True)
     torch.testing.assert_close(compiled(*losses), compat.get_seg_loss(*losses))
     assert taken.verdict is None
-    (row,) = [row for row in report.of_this_process()["replaced"] if row["line"] == taken.line]
+    (row,) = [
+        row for row in report.of_this_process()["replaced"] if (row["file"], row["line"]) == (taken.file, taken.line)
+    ]
     assert row["state"] == "compiled, not compared"
 
 
