@@ -50,8 +50,11 @@ def run(objects, program):
 
 @pytest.mark.parametrize("program", WRONG)
 def test_cuda_kernels_are_right_and_wrong_ones_are_seen(program, tmp_path):
-    """One test, so that what both programs share is compiled once. CPU kernels, which the others are compared with, have
-    sanitizers of their own (tests/sanitized.py), and would take minutes to compile with them."""
+    """One test, so that what both programs share is compiled once.
+
+    CPU kernels, which the others are compared with, have sanitizers of their own (tests/sanitized.py), and would take
+    minutes to compile with them.
+    """
     shared = compiled([HERE / f"{program}.cpp"], CSRC, tmp_path / "program")
     shared += compiled(sorted((CSRC / program).glob("*.cpp")), CSRC, tmp_path / "cpu kernels", ["-O0"])
     kernels = compiled(sorted((CSRC / program).glob("*.cu")), CSRC, tmp_path / "kernels")
