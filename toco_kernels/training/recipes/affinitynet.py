@@ -18,13 +18,12 @@ from ...methods import (
     AffinityNetConfig,
     AffinityNetOutput,
     Optimisation,
-    parameter_groups,
     with_background,
 )
 from ...methods.affinity_net.published import published_step
 from ...methods.ppc.feature_maps import STRIDE
 from ..labelled_view import LabelledCrop, LabelledView
-from .configured import ConfiguredRecipe, preset_of
+from .configured import ConfiguredRecipe, preset_of, sgd_or_adamw
 
 _OWN = {
     "backbone": "resnet50.tv_in1k",
@@ -91,11 +90,7 @@ class Recipe(ConfiguredRecipe):
 
     def optimizer(self, module: nn.Module) -> torch.optim.Optimizer:
         """SGD without momentum, as published, or AdamW."""
-        config = self.config()
-        groups = parameter_groups(module, config.optimisation)
-        if config.optimiser == "adamw":
-            return torch.optim.AdamW(groups, betas=config.optimisation.betas)
-        return torch.optim.SGD(groups, lr=config.optimisation.lr)
+        return sgd_or_adamw(module, self.config())
 
     def cams(
         self,

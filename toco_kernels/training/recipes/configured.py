@@ -4,7 +4,10 @@ from collections.abc import Sequence
 from dataclasses import asdict, fields
 from typing import Any, ClassVar
 
-from ...methods import learning_rate_factor
+import torch
+from torch import nn
+
+from ...methods import learning_rate_factor, parameter_groups
 from . import Recipe, optimisation_of
 
 # Of a configuration: what presets keep beside `config`, under names that all methods share.
@@ -78,6 +81,14 @@ class ConfiguredRecipe(Recipe):
     def lr_factor(self, step: int) -> float:
         """The published schedule."""
         return learning_rate_factor(step, self.config().optimisation)
+
+
+def sgd_or_adamw(module: nn.Module, config: Any) -> torch.optim.Optimizer:
+    """SGD without momentum, or AdamW where `config.optimiser` says so, over the parameter groups of the method."""
+    groups = parameter_groups(module, config.optimisation)
+    if config.optimiser == "adamw":
+        return torch.optim.AdamW(groups, betas=config.optimisation.betas)
+    return torch.optim.SGD(groups, lr=config.optimisation.lr)
 
 
 def _as_tuple(value: Any) -> Any:

@@ -15,13 +15,12 @@ from ...methods import (
     Optimisation,
     PPCConfig,
     PPCOutput,
-    parameter_groups,
 )
 from ...methods.ppc.config import CONTRAST
 from ...methods.ppc.feature_maps import STRIDE
 from ...methods.ppc.published import published_step
 from ..scaled_view import ScaledCrop, ScaledView
-from .configured import ConfiguredRecipe, preset_of
+from .configured import ConfiguredRecipe, preset_of, sgd_or_adamw
 
 _OWN = {
     "backbone": "resnet50.tv_in1k",
@@ -106,11 +105,7 @@ class Recipe(ConfiguredRecipe):
 
     def optimizer(self, module: nn.Module) -> torch.optim.Optimizer:
         """SGD without momentum, as published, or AdamW."""
-        config = self.config()
-        groups = parameter_groups(module, config.optimisation)
-        if config.optimiser == "adamw":
-            return torch.optim.AdamW(groups, betas=config.optimisation.betas)
-        return torch.optim.SGD(groups, lr=config.optimisation.lr)
+        return sgd_or_adamw(module, self.config())
 
     def cams(self, module: nn.Module, images: Tensor, image_labels: Tensor) -> dict[str, Tensor]:
         """CAMs at the scales of the settings."""
