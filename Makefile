@@ -75,11 +75,13 @@ clean:  ## remove everything built; .venv stays
 	rm -rf build dist *.egg-info toco_kernels/*.so toco_kernels/_build.json .pytest_cache .ruff_cache .benchmarks
 	find toco_kernels tests benchmarks -name __pycache__ -prune -exec rm -r {} +
 
-# On a machine with a GPU, in the environment that is there: no network, nothing installed. Old kernels are not measured,
-# so a failed build ends it; failed tests do not. Tests that hang leave time for the benchmarks, which write every row
-# as they go.
+# On a machine with a GPU, in the environment that is there: no network, nothing installed. Tests are those that need
+# the GPU, by several processes where pytest-xdist is there: what each waits for is mostly Triton's compiler. Old kernels
+# are not measured, so a failed build ends it; failed tests do not. Tests that hang leave time for the benchmarks, which
+# write every row as they go.
 .PHONY: gpu gpu-full
 gpu gpu-full: PYTHON := $(present)
+gpu gpu-full: several = $(shell $(PYTHON) -c 'import xdist' 2>/dev/null && echo '-n 8 --dist worksteal')
 gpu: decisive := -m decisive
 gpu: test_seconds := 240
 gpu: seconds := 520
@@ -95,7 +97,7 @@ gpu gpu-full:
 	export PYTHONPATH="$(CURDIR)"; \
 	try build 0 env $(build); \
 	if [ $$failed = 0 ]; then \
-	  try tests $(or $(test_seconds),0) $(PYTHON) -m pytest -m 'not slow' $(select); \
+	  try tests $(or $(test_seconds),0) $(PYTHON) -m pytest -m 'gpu and not slow' $(several) $(select); \
 	  try benchmarks $(if $(seconds),$$(($(seconds) - SECONDS)),0) $(PYTHON) -m pytest benchmarks $(decisive) $(select); \
 	fi; \
 	echo "$$summary"; exit $$failed
