@@ -16,6 +16,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -32,7 +33,7 @@ def build(python: str, folder: Path, options: str) -> Path:
     if is_this(python):
         command.insert(4, "--no-build-isolation")
     elif torch := find_spec("torch"):
-        options = f"-DTORCH_ROOT={Path(torch.origin).parent} {options}"
+        options = f"-DTORCH_ROOT={Path(torch.origin).parent} -DTORCH_VERSION={version('torch')} {options}"
     environment = os.environ | {"CMAKE_ARGS": f"{os.environ.get('CMAKE_ARGS', '')} {options}".strip()}
     subprocess.run(command, env=environment, check=True)
     (wheel,) = folder.glob("*.whl")
