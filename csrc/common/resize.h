@@ -1,4 +1,5 @@
-// Bilinear resizing without aligned corners, as torch.nn.functional.interpolate does it; the same on CPU and GPU.
+// Bilinear resizing as torch.nn.functional.interpolate does it, without aligned corners unless a name says so; the same
+// on CPU and GPU.
 #pragma once
 #include <cstdint>
 #include <vector>
@@ -28,6 +29,19 @@ template <typename A>
 std::vector<Between<A>> all_between(int64_t from, int64_t to) {
   std::vector<Between<A>> positions;
   for (int64_t i = 0; i < to; ++i) positions.push_back(between<A>(i, from, to));
+  return positions;
+}
+
+// The same with aligned corners.
+template <typename A>
+std::vector<Between<A>> all_between_corners(int64_t from, int64_t to) {
+  std::vector<Between<A>> positions;
+  const A scale = to > 1 ? A(from - 1) / A(to - 1) : A(0);
+  for (int64_t i = 0; i < to; ++i) {
+    const A source = scale * A(i);
+    const int64_t floor = int64_t(source), near = floor < from - 1 ? floor : from - 1;
+    positions.push_back({near, near < from - 1 ? near + 1 : near, source - A(near)});
+  }
   return positions;
 }
 

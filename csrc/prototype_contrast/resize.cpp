@@ -4,43 +4,23 @@
 #include <vector>
 
 #include "common/huge_pages.h"
+#include "common/resize.h"
 #include "prototype_contrast/prototype_contrast.h"
 
 namespace toco {
-namespace {
-
-template <typename A>
-struct Neighbours {
-  int64_t near, far;
-  A share;  // of the far one
-};
-
-template <typename A>
-std::vector<Neighbours<A>> neighbours(int64_t from, int64_t to) {
-  std::vector<Neighbours<A>> found;
-  const A scale = to > 1 ? A(from - 1) / A(to - 1) : A(0);
-  for (int64_t i = 0; i < to; ++i) {
-    const A source = scale * A(i);
-    const int64_t near = std::min(int64_t(source), from - 1);
-    found.push_back({near, std::min(near + 1, from - 1), source - A(near)});
-  }
-  return found;
-}
-
-}  // namespace
 
 template <typename T>
 void resize_corners_cpu(PlaneMaps<T> maps, Accumulate<T>* resized, ResizeShape s, const Parallel& parallel) {
   using A = Accumulate<T>;
-  const auto rows = neighbours<A>(s.height, s.out_height), columns = neighbours<A>(s.width, s.out_width);
+  const auto rows = all_between_corners<A>(s.height, s.out_height), columns = all_between_corners<A>(s.width, s.out_width);
   const int64_t size = s.out_height * s.out_width;
   parallel.loop(s.batch * s.channels, grain_for(8 * size), [&](int64_t begin, int64_t end, int) {
     for (int64_t plane = begin; plane < end; ++plane) {
       const T* from = maps.data + plane / s.channels * maps.image + plane % s.channels * maps.channel;
       A* to = resized + plane * size;
-      for (const Neighbours<A>& y : rows) {
+      for (const Between<A>& y : rows) {
         const T *top = from + y.near * maps.row, *bottom = from + y.far * maps.row;
-        for (const Neighbours<A>& x : columns) {
+        for (const Between<A>& x : columns) {
           const A above = (1 - x.share) * A(top[x.near * maps.column]) + x.share * A(top[x.far * maps.column]);
           const A below = (1 - x.share) * A(bottom[x.near * maps.column]) + x.share * A(bottom[x.far * maps.column]);
           *to++ = (1 - y.share) * above + y.share * below;
@@ -52,7 +32,7 @@ void resize_corners_cpu(PlaneMaps<T> maps, Accumulate<T>* resized, ResizeShape s
 
 template <typename A>
 void resize_corners_backward_cpu(const A* grad, A* grad_maps, ResizeShape s, const Parallel& parallel) {
-  const auto rows = neighbours<A>(s.height, s.out_height), columns = neighbours<A>(s.width, s.out_width);
+  const auto rows = all_between_corners<A>(s.height, s.out_height), columns = all_between_corners<A>(s.width, s.out_width);
   const int64_t size = s.out_height * s.out_width, full = s.height * s.width;
   prefer_huge_pages(grad_maps, s.batch * s.channels * full * int64_t(sizeof(A)));
   parallel.loop(s.batch * s.channels, grain_for(full + 8 * size), [&](int64_t begin, int64_t end, int) {
@@ -60,9 +40,9 @@ void resize_corners_backward_cpu(const A* grad, A* grad_maps, ResizeShape s, con
       const A* from = grad + plane * size;
       A* to = grad_maps + plane * full;
       std::fill_n(to, full, A(0));
-      for (const Neighbours<A>& y : rows) {
+      for (const Between<A>& y : rows) {
         A *top = to + y.near * s.width, *bottom = to + y.far * s.width;
-        for (const Neighbours<A>& x : columns) {
+        for (const Between<A>& x : columns) {
           const A g = *from++, above = (1 - y.share) * g, below = y.share * g;
           top[x.near] += (1 - x.share) * above;
           top[x.far] += x.share * above;

@@ -1,16 +1,15 @@
 """Class maps stretched to 0 … 1, and with one class for each pixel."""
 
-import torch.nn.functional as F
+import torch
 from torch import Tensor
 
 from ..common.checks import check_floating, check_tensor
-
-EPSILON = 1e-5
+from . import reference
 
 
 def max_norm(
     cams: Tensor,  # (B, C, H, W)
-    epsilon: float = EPSILON,
+    epsilon: float = reference.EPSILON,
 ) -> Tensor:  # (B, C, H, W)
     """Class maps stretched to 0 … 1, each by its own range.
 
@@ -22,9 +21,7 @@ def max_norm(
     """
     check_tensor(cams, "cams", 4, "(B, C, H, W)")
     check_floating(cams, "cams")
-    cams = F.relu(cams)
-    low, high = cams.amin(dim=(2, 3), keepdim=True), cams.amax(dim=(2, 3), keepdim=True)
-    return F.relu(cams - low - epsilon) / (high - low + epsilon)
+    return reference.max_norm(cams, epsilon)
 
 
 def max_onehot(
@@ -36,6 +33,21 @@ def max_onehot(
     """
     check_tensor(cams, "cams", 4, "(B, C, H, W)")
     check_floating(cams, "cams")
-    smaller = cams != cams[:, 1:].amax(dim=1, keepdim=True)
-    smaller[:, 0] = False
-    return cams.masked_fill(smaller, 0)
+    return reference.max_onehot(cams)
+
+
+def stretched_mean(
+    maps: Tensor,  # (B, C, h, w)
+    size: tuple[int, int],
+) -> Tensor:  # (B, C)
+    """The mean over the pixels of maps stretched to `size` (bilinear, aligned corners), without stretching them: each
+    pixel of the grid counts as much as all its shares of stretched pixels.
+    """
+    of_rows, of_columns = (_shares(*n, maps) for n in zip(maps.shape[2:], size, strict=True))
+    return torch.einsum("bchw,h,w->bc", maps, of_rows, of_columns)
+
+
+def _shares(count: int, stretched: int, like: Tensor) -> Tensor:  # (count), of sum 1
+    """How much each of `count` points counts in the mean of a line stretched to so many."""
+    points = torch.eye(count, dtype=like.dtype, device=like.device)[None, :, :, None]
+    return reference.stretched(points, [stretched, 1]).mean(dim=(0, 2, 3))

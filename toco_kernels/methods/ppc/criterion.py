@@ -10,6 +10,7 @@ from torch.profiler import record_function
 
 from ..._library import accumulate_dtype
 from ...cam_regularization import adaptive_min_pooling_loss, max_norm, saliency_loss, seam_losses
+from ...cam_regularization.maps import stretched_mean
 from ...common.checks import check_floating, check_same_device, check_tensor, checked_image_labels
 from ...common.errors import bad_value, integer
 from ...common.group import WithProcessGroup, gathered
@@ -168,18 +169,18 @@ class PPCCriterion(WithProcessGroup):
                 saliency_loss(x, saliency, image_labels, **options) for x in (cams, other_cams, revised, other_revised)
             ]
             losses["saliency"] = sum(four) / 2
-        if sizes is not None:
-            cams, revised = (_stretched(x, sizes[0]) for x in (cams, revised))
-            other_cams, other_revised = (_stretched(x, sizes[1]) for x in (other_cams, other_revised))
-        present = (image_labels != 0).to(cams.dtype)
+        views = sizes or (tuple(cams.shape[2:]), tuple(other_cams.shape[2:]))
         if self.needs(step, "cls"):
-            scores = [x[:, 1:].mean(dim=(2, 3)) for x in (cams, other_cams)]
+            scores = [stretched_mean(x[:, 1:], size) for x, size in zip((cams, other_cams), views, strict=True)]
+            present = (image_labels != 0).to(cams.dtype)
             losses["cls"] = sum(F.multilabel_soft_margin_loss(x, present) for x in scores) / 2
         if self.needs(step, "min_pooling"):
-            shown = (x[:, 1:] * present[:, :, None, None] for x in (revised, other_revised))
-            losses["min_pooling"] = sum(adaptive_min_pooling_loss(x) for x in shown) / 2
+            both = zip((revised, other_revised), views, strict=True)
+            of_views = [adaptive_min_pooling_loss(x[:, 1:], image_labels=image_labels, size=size) for x, size in both]
+            losses["min_pooling"] = sum(of_views) / 2
         if self.needs(step, "er", "ecr"):
-            er, ecr = seam_losses(cams, other_cams, revised, other_revised, image_labels, share=config.ecr_share)
+            options = {"share": config.ecr_share, "sizes": views}
+            er, ecr = seam_losses(cams, other_cams, revised, other_revised, image_labels, **options)
             losses |= {name: x for name, x in (("er", er), ("ecr", ecr)) if self.needs(step, name)}
         return losses
 
@@ -242,6 +243,3 @@ class PPCCriterion(WithProcessGroup):
         """The options, in the module's printed form."""
         return f"variant={self.config.variant!r}"
 
-
-def _stretched(maps: Tensor, size: Size) -> Tensor:  # (B, C, h, w) -> (B, C, *size)
-    return F.interpolate(maps, size=tuple(size), mode="bilinear", align_corners=True)

@@ -1,0 +1,184 @@
+// SEAM's equivariant regularisation: two views of an image have the same maps, and those that pixel correlation makes
+// of one are like the other's.
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <vector>
+
+#include "cam_regularization/route.h"
+#include "common/buffer.h"
+
+#define TOCO_PER_ISA "cam_regularization/planes.h"
+#include "common/for_each_isa.h"
+
+namespace toco {
+namespace {
+
+template <typename A>
+A sign(A x) {
+  return A((x > 0) - (x < 0));
+}
+
+// For scheduling alone: multiply-adds of a map and its gradient.
+int64_t work_of(ViewShape shape) { return 8 * shape.view.pixels(); }
+
+}  // namespace
+
+template <typename A>
+void equivariant_loss_cpu(const A* cams, const A* other_cams, Flags image_labels, A* loss, A* grad_cams,
+                          A* grad_other_cams, const EquivariantShape& s, const Parallel& parallel) {
+  const Route<A> route(s.cams, s.size), other_route(s.other_cams, s.size);
+  const int64_t pixels = s.size.pixels(), grid = s.cams.grid.pixels(), other_grid = s.other_cams.grid.pixels();
+  const int64_t scratch_size = std::max(route.scratch(), other_route.scratch()), each = 2 * pixels + scratch_size;
+  const double share = 1.0 / double(std::max<int64_t>(s.batch * (s.classes - 1) * pixels, 1));
+  std::vector<double> sums(s.batch * s.classes, 0.0);
+  Buffer<A> buffer(parallel.threads * each);
+
+  parallel.in_turn(s.batch * s.classes, work_of(s.cams), [&](int64_t i, int thread) {
+    const int64_t b = i / s.classes, c = i % s.classes;
+    const A *map = cams + i * grid, *other = other_cams + i * other_grid;
+    if (c == 0 || !image_labels[b * (s.classes - 1) + c - 1]) {
+      if (c) sums[i] = double(not_finite(map, grid)) + double(not_finite(other, other_grid));
+      if (grad_cams) std::fill_n(grad_cams + i * grid, grid, A(0));
+      if (grad_other_cams) std::fill_n(grad_other_cams + i * other_grid, other_grid, A(0));
+      return;
+    }
+    A *one = buffer.data + thread * each, *two = one + pixels, *scratch = two + pixels;
+    Range<A> range, other_range;
+    CALL_BEST_ISA(compared, map, route, scratch, &range, one);
+    CALL_BEST_ISA(compared, other, other_route, scratch, &other_range, two);
+    double sum = 0;
+    for (int64_t p = 0; p < pixels; ++p) {
+      const A difference = one[p] - two[p];
+      sum += std::abs(difference);
+      one[p] = A(share) * sign(difference);
+      two[p] = -one[p];
+    }
+    sums[i] = sum + double(not_finite(map, grid)) + double(not_finite(other, other_grid));
+    if (grad_cams) CALL_BEST_ISA(compared_backward, map, route, range, one, scratch, grad_cams + i * grid);
+    if (grad_other_cams)
+      CALL_BEST_ISA(compared_backward, other, other_route, other_range, two, scratch, grad_other_cams + i * other_grid);
+  });
+  double total = 0;
+  for (double sum : sums) total += sum;
+  *loss = A(total * share);
+}
+
+namespace {
+
+// The `kept` largest of some differences, which are not negative: those above a threshold, and the first of those on it.
+template <typename A>
+struct Largest {
+  A threshold = -1;
+  int64_t on_it = 0;
+  double sum = 0;
+
+  Largest(const A* differences, int64_t count, int64_t kept) {
+    if (kept < count) {
+      Buffer<A> sorted(count);
+      std::copy_n(differences, count, sorted.data);
+      std::nth_element(sorted.data, sorted.data + kept - 1, sorted.data + count, std::greater<A>());
+      threshold = sorted.data[kept - 1];
+      on_it = kept;
+    }
+    for (int64_t i = 0; i < count; ++i)
+      if (differences[i] > threshold) {
+        sum += differences[i];
+        --on_it;
+      }
+    if (kept < count) sum += double(threshold) * double(on_it);
+  }
+};
+
+// What all images share.
+template <typename A>
+struct CrossViews {
+  const A *revised, *other_cams;
+  Flags image_labels;
+  int64_t kept;
+  A* grad_revised;
+  EquivariantShape shape;
+  Route<A> route, other_route;
+};
+
+// In each pixel only the largest of the objects' scores (ties too), and a background of one minus it.
+template <typename A>
+void one_class_for_each_pixel(A* maps, int64_t count, int64_t pixels) {  // (count, pixels), the first the background's
+  for (int64_t p = 0; p < pixels; ++p) {
+    A largest = 0;
+    for (int64_t i = 1; i < count; ++i) largest = std::max(largest, maps[i * pixels + p]);
+    for (int64_t i = 1; i < count; ++i)
+      if (maps[i * pixels + p] != largest) maps[i * pixels + p] = 0;
+    maps[p] = 1 - largest;
+  }
+}
+
+// The sum of one image's largest differences.
+template <typename A>
+double cross_image(const CrossViews<A>& v, int64_t b, const Parallel& parallel) {
+  const EquivariantShape& s = v.shape;
+  const int64_t pixels = s.size.pixels(), grid = s.cams.grid.pixels(), other_grid = s.other_cams.grid.pixels();
+  std::vector<int64_t> shown{0};
+  for (int64_t c = 1; c < s.classes; ++c)
+    if (v.image_labels[b * (s.classes - 1) + c - 1]) shown.push_back(c);
+  const int64_t count = int64_t(shown.size()), each = pixels + std::max(v.route.scratch(), v.other_route.scratch());
+  const auto map_of = [&](int64_t i) { return v.revised + (b * s.classes + shown[i]) * grid; };
+  Buffer<A> maps(count * pixels), differences(count * pixels), buffer(parallel.threads * each);
+  std::vector<Range<A>> ranges(count);
+
+  parallel.in_turn(count - 1, work_of(s.other_cams), [&](int64_t i, int thread) {
+    Range<A> unused;
+    CALL_BEST_ISA(compared, v.other_cams + (b * s.classes + shown[i + 1]) * other_grid, v.other_route,
+                  buffer.data + thread * each, &unused, maps.data + (i + 1) * pixels);
+  });
+  one_class_for_each_pixel(maps.data, count, pixels);
+  parallel.in_turn(count, work_of(s.cams), [&](int64_t i, int thread) {
+    A *own = buffer.data + thread * each, *target = maps.data + i * pixels;
+    CALL_BEST_ISA(compared, map_of(i), v.route, own + pixels, &ranges[i], own);
+    for (int64_t p = 0; p < pixels; ++p) {
+      target[p] = own[p] - target[p];
+      differences.data[i * pixels + p] = std::abs(target[p]);
+    }
+  });
+  const Largest<A> largest(differences.data, count * pixels, v.kept);
+  const double poison = double(not_finite(v.revised + b * s.classes * grid, s.classes * grid)) +
+                        double(not_finite(v.other_cams + (b * s.classes + 1) * other_grid, (s.classes - 1) * other_grid));
+  if (!v.grad_revised) return largest.sum + poison;
+
+  std::fill_n(v.grad_revised + b * s.classes * grid, s.classes * grid, A(0));
+  const A share = A(1.0 / (double(v.kept) * double(s.batch)));
+  int64_t left = largest.on_it;
+  for (int64_t p = 0; p < count * pixels; ++p) {
+    const bool kept = differences.data[p] > largest.threshold || (differences.data[p] == largest.threshold && left-- > 0);
+    maps.data[p] = kept ? share * sign(maps.data[p]) : A(0);
+  }
+  parallel.in_turn(count, work_of(s.cams), [&](int64_t i, int thread) {
+    CALL_BEST_ISA(compared_backward, map_of(i), v.route, ranges[i], maps.data + i * pixels,
+                  buffer.data + thread * each, v.grad_revised + (b * s.classes + shown[i]) * grid);
+  });
+  return largest.sum + poison;
+}
+
+}  // namespace
+
+template <typename A>
+void cross_equivariant_loss_cpu(const A* revised, const A* other_cams, Flags image_labels, int64_t kept, A* loss,
+                                A* grad_revised, const EquivariantShape& s, const Parallel& parallel) {
+  const CrossViews<A> views{revised,      other_cams, image_labels,           kept,
+                            grad_revised, s,          Route<A>(s.cams, s.size), Route<A>(s.other_cams, s.size)};
+  std::vector<double> sums(s.batch);
+  every(s.batch, parallel, [&](int64_t b, const Parallel& threads) { sums[b] = cross_image(views, b, threads); });
+  double total = 0;
+  for (double sum : sums) total += sum;
+  *loss = A(total / (double(kept) * double(std::max<int64_t>(s.batch, 1))));
+}
+
+#define INSTANTIATE(A)                                                                                  \
+  template void equivariant_loss_cpu<A>(const A*, const A*, Flags, A*, A*, A*, const EquivariantShape&, \
+                                        const Parallel&);                                               \
+  template void cross_equivariant_loss_cpu<A>(const A*, const A*, Flags, int64_t, A*, A*, const EquivariantShape&, \
+                                              const Parallel&);
+INSTANTIATE(float)
+INSTANTIATE(double)
+
+}  // namespace toco
