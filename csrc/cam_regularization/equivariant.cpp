@@ -38,7 +38,7 @@ void equivariant_loss_cpu(const A* cams, const A* other_cams, Flags image_labels
     const int64_t b = i / s.classes, c = i % s.classes;
     const A *map = cams + i * grid, *other = other_cams + i * other_grid;
     if (c == 0 || !image_labels[b * (s.classes - 1) + c - 1]) {
-      if (c) sums[i] = double(not_finite(map, grid)) + double(not_finite(other, other_grid));
+      if (c) sums[i] = not_finite(map, grid) + not_finite(other, other_grid);
       if (grad_cams) std::fill_n(grad_cams + i * grid, grid, A(0));
       if (grad_other_cams) std::fill_n(grad_other_cams + i * other_grid, other_grid, A(0));
       return;
@@ -54,7 +54,7 @@ void equivariant_loss_cpu(const A* cams, const A* other_cams, Flags image_labels
       one[p] = A(share) * sign(difference);
       two[p] = -one[p];
     }
-    sums[i] = sum + double(not_finite(map, grid)) + double(not_finite(other, other_grid));
+    sums[i] = sum + not_finite(map, grid) + not_finite(other, other_grid);
     if (grad_cams) CALL_BEST_ISA(compared_backward, map, route, range, one, scratch, grad_cams + i * grid);
     if (grad_other_cams)
       CALL_BEST_ISA(compared_backward, other, other_route, other_range, two, scratch, grad_other_cams + i * other_grid);
@@ -62,15 +62,17 @@ void equivariant_loss_cpu(const A* cams, const A* other_cams, Flags image_labels
   double total = 0;
   for (double sum : sums) total += sum;
   *loss = A(total * share);
+  spoil(*loss, grad_cams, s.batch * s.classes * grid);
+  spoil(*loss, grad_other_cams, s.batch * s.classes * other_grid);
 }
 
 namespace {
 
-// The `kept` largest of some differences, which are not negative: those above a threshold, and the first of those on it.
+// The `kept` largest of some differences, which are not negative: those above a threshold, and of those equal to it as
+// much as is missing.
 template <typename A>
 struct Largest {
-  A threshold = -1;
-  int64_t on_it = 0;
+  A threshold = -1, weight_on_it = 0;
   double sum = 0;
 
   Largest(const A* differences, int64_t count, int64_t kept) {
@@ -79,15 +81,20 @@ struct Largest {
       std::copy_n(differences, count, sorted.data);
       std::nth_element(sorted.data, sorted.data + kept - 1, sorted.data + count, std::greater<A>());
       threshold = sorted.data[kept - 1];
-      on_it = kept;
     }
-    for (int64_t i = 0; i < count; ++i)
-      if (differences[i] > threshold) {
-        sum += differences[i];
-        --on_it;
-      }
-    if (kept < count) sum += double(threshold) * double(on_it);
+    int64_t above = 0, equal = 0;
+    for (int64_t i = 0; i < count; ++i) {
+      above += differences[i] > threshold;
+      equal += differences[i] == threshold;
+      sum += differences[i] > threshold ? differences[i] : A(0);
+    }
+    if (equal) {
+      sum += double(threshold) * double(kept - above);
+      weight_on_it = A(kept - above) / A(equal);
+    }
   }
+
+  A weight(A difference) const { return difference > threshold ? A(1) : difference == threshold ? weight_on_it : A(0); }
 };
 
 // What all images share.
@@ -141,22 +148,19 @@ double cross_image(const CrossViews<A>& v, int64_t b, const Parallel& parallel) 
     }
   });
   const Largest<A> largest(differences.data, count * pixels, v.kept);
-  const double poison = double(not_finite(v.revised + b * s.classes * grid, s.classes * grid)) +
-                        double(not_finite(v.other_cams + (b * s.classes + 1) * other_grid, (s.classes - 1) * other_grid));
-  if (!v.grad_revised) return largest.sum + poison;
+  const double sum = largest.sum + not_finite(v.revised + b * s.classes * grid, s.classes * grid) +
+                     not_finite(v.other_cams + (b * s.classes + 1) * other_grid, (s.classes - 1) * other_grid);
+  if (!v.grad_revised) return sum;
 
   std::fill_n(v.grad_revised + b * s.classes * grid, s.classes * grid, A(0));
   const A share = A(1.0 / (double(v.kept) * double(s.batch)));
-  int64_t left = largest.on_it;
-  for (int64_t p = 0; p < count * pixels; ++p) {
-    const bool kept = differences.data[p] > largest.threshold || (differences.data[p] == largest.threshold && left-- > 0);
-    maps.data[p] = kept ? share * sign(maps.data[p]) : A(0);
-  }
+  for (int64_t p = 0; p < count * pixels; ++p)
+    maps.data[p] = share * largest.weight(differences.data[p]) * sign(maps.data[p]);
   parallel.in_turn(count, work_of(s.cams), [&](int64_t i, int thread) {
-    CALL_BEST_ISA(compared_backward, map_of(i), v.route, ranges[i], maps.data + i * pixels,
-                  buffer.data + thread * each, v.grad_revised + (b * s.classes + shown[i]) * grid);
+    CALL_BEST_ISA(compared_backward, map_of(i), v.route, ranges[i], maps.data + i * pixels, buffer.data + thread * each,
+                  v.grad_revised + (b * s.classes + shown[i]) * grid);
   });
-  return largest.sum + poison;
+  return sum;
 }
 
 }  // namespace
@@ -164,18 +168,25 @@ double cross_image(const CrossViews<A>& v, int64_t b, const Parallel& parallel) 
 template <typename A>
 void cross_equivariant_loss_cpu(const A* revised, const A* other_cams, Flags image_labels, int64_t kept, A* loss,
                                 A* grad_revised, const EquivariantShape& s, const Parallel& parallel) {
-  const CrossViews<A> views{revised,      other_cams, image_labels,           kept,
-                            grad_revised, s,          Route<A>(s.cams, s.size), Route<A>(s.other_cams, s.size)};
+  const CrossViews<A> views{revised,
+                            other_cams,
+                            image_labels,
+                            kept,
+                            grad_revised,
+                            s,
+                            Route<A>(s.cams, s.size),
+                            Route<A>(s.other_cams, s.size)};
   std::vector<double> sums(s.batch);
   every(s.batch, parallel, [&](int64_t b, const Parallel& threads) { sums[b] = cross_image(views, b, threads); });
   double total = 0;
   for (double sum : sums) total += sum;
   *loss = A(total / (double(kept) * double(std::max<int64_t>(s.batch, 1))));
+  spoil(*loss, grad_revised, s.batch * s.classes * s.cams.grid.pixels());
 }
 
-#define INSTANTIATE(A)                                                                                  \
-  template void equivariant_loss_cpu<A>(const A*, const A*, Flags, A*, A*, A*, const EquivariantShape&, \
-                                        const Parallel&);                                               \
+#define INSTANTIATE(A)                                                                                             \
+  template void equivariant_loss_cpu<A>(const A*, const A*, Flags, A*, A*, A*, const EquivariantShape&,            \
+                                        const Parallel&);                                                          \
   template void cross_equivariant_loss_cpu<A>(const A*, const A*, Flags, int64_t, A*, A*, const EquivariantShape&, \
                                               const Parallel&);
 INSTANTIATE(float)

@@ -12,25 +12,28 @@
 namespace toco {
 namespace {
 
-// The `kept` smallest of some scores: those below a threshold, and the first of those on it.
+// The `kept` smallest of some scores: those below a threshold, and of those equal to it as much as is missing.
 template <typename A>
 struct Smallest {
-  A threshold;
-  int64_t on_it;
+  A threshold, weight_on_it;
   double sum = 0;
 
-  Smallest(const A* scores, int64_t count, int64_t kept) : on_it(kept) {
+  Smallest(const A* scores, int64_t count, int64_t kept) {
     Buffer<A> sorted(count);
     std::copy_n(scores, count, sorted.data);
     std::nth_element(sorted.data, sorted.data + kept - 1, sorted.data + count);
     threshold = sorted.data[kept - 1];
-    for (int64_t i = 0; i < count; ++i)
-      if (scores[i] < threshold) {
-        sum += scores[i];
-        --on_it;
-      }
-    sum += double(threshold) * double(on_it);
+    int64_t below = 0, equal = 0;
+    for (int64_t i = 0; i < count; ++i) {
+      below += scores[i] < threshold;
+      equal += scores[i] == threshold;
+      sum += scores[i] < threshold ? scores[i] : A(0);
+    }
+    sum += double(threshold) * double(kept - below);
+    weight_on_it = A(kept - below) / A(std::max<int64_t>(equal, 1));
   }
+
+  A weight(A score) const { return score < threshold ? A(1) : score == threshold ? weight_on_it : A(0); }
 };
 
 }  // namespace
@@ -51,15 +54,11 @@ void min_pooling_loss_cpu(const A* cams, Flags image_labels, A* loss, A* grad_ca
       if (image_labels[b * s.classes + c])
         CALL_BEST_ISA(show, cams + (b * s.classes + c) * grid, stretch, wide.data, view.data, shown.data, winners.data);
     const Smallest<A> smallest(shown.data, pixels, kept);
-    sums[b] = smallest.sum + double(not_finite(cams + b * s.classes * grid, s.classes * grid));
+    sums[b] = smallest.sum + not_finite(cams + b * s.classes * grid, s.classes * grid);
     if (!grad_cams) return;
 
-    int64_t left = smallest.on_it;
-    for (int64_t p = 0; p < pixels; ++p) {  // what a pixel hands to each class that shows it
-      const A score = shown.data[p];
-      const bool chosen = score < smallest.threshold || (score == smallest.threshold && left-- > 0);
-      winners.data[p] = chosen && score > 0 ? A(share) / winners.data[p] : A(0);
-    }
+    for (int64_t p = 0; p < pixels; ++p)  // what a pixel hands to each class that shows it
+      winners.data[p] = shown.data[p] > 0 ? A(share) * smallest.weight(shown.data[p]) / winners.data[p] : A(0);
     for (int64_t c = 0; c < s.classes; ++c) {
       A* grad = grad_cams + (b * s.classes + c) * grid;
       if (image_labels[b * s.classes + c]) {
@@ -73,6 +72,7 @@ void min_pooling_loss_cpu(const A* cams, Flags image_labels, A* loss, A* grad_ca
   double total = 0;
   for (double sum : sums) total += sum;
   *loss = A(total * share);
+  spoil(*loss, grad_cams, s.batch * s.classes * grid);
 }
 
 #define INSTANTIATE(A) \

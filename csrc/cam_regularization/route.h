@@ -1,5 +1,6 @@
 // How a class map gets from the network's grid to the size at which maps are compared.
 #pragma once
+#include <algorithm>
 #include <vector>
 
 #include "cam_regularization/cam_regularization.h"
@@ -44,11 +45,17 @@ struct Range {
 
 // 0, or no number where a map has one that is none, or too large: a loss that looks at few of the maps adds this up.
 template <typename A>
-A not_finite(const A* maps, int64_t size) {
+double not_finite(const A* maps, int64_t size) {
   A sum = 0;
 #pragma omp simd reduction(+ : sum)
   for (int64_t i = 0; i < size; ++i) sum += (maps[i] < 0 ? A(0) : maps[i]) * A(0);
   return sum;
+}
+
+// What is no number has no gradient that is one.
+template <typename A>
+void spoil(A loss, A* grad, int64_t size) {
+  if (grad && loss != loss) std::fill_n(grad, size, loss);
 }
 
 }  // namespace toco

@@ -1,10 +1,11 @@
 // Bilinear resizing with aligned corners, as torch.nn.functional.interpolate does it. Of a map that becomes smaller
 // only what counts is read: 1 pixel of 3 from 56 × 56 to 16 × 16.
+#include "common/resize.h"
+
 #include <algorithm>
 #include <vector>
 
 #include "common/huge_pages.h"
-#include "common/resize.h"
 #include "prototype_contrast/prototype_contrast.h"
 
 namespace toco {
@@ -12,7 +13,8 @@ namespace toco {
 template <typename T>
 void resize_corners_cpu(PlaneMaps<T> maps, Accumulate<T>* resized, ResizeShape s, const Parallel& parallel) {
   using A = Accumulate<T>;
-  const auto rows = all_between_corners<A>(s.height, s.out_height), columns = all_between_corners<A>(s.width, s.out_width);
+  const auto rows = all_between_corners<A>(s.height, s.out_height),
+             columns = all_between_corners<A>(s.width, s.out_width);
   const int64_t size = s.out_height * s.out_width;
   parallel.loop(s.batch * s.channels, grain_for(8 * size), [&](int64_t begin, int64_t end, int) {
     for (int64_t plane = begin; plane < end; ++plane) {
@@ -32,7 +34,8 @@ void resize_corners_cpu(PlaneMaps<T> maps, Accumulate<T>* resized, ResizeShape s
 
 template <typename A>
 void resize_corners_backward_cpu(const A* grad, A* grad_maps, ResizeShape s, const Parallel& parallel) {
-  const auto rows = all_between_corners<A>(s.height, s.out_height), columns = all_between_corners<A>(s.width, s.out_width);
+  const auto rows = all_between_corners<A>(s.height, s.out_height),
+             columns = all_between_corners<A>(s.width, s.out_width);
   const int64_t size = s.out_height * s.out_width, full = s.height * s.width;
   prefer_huge_pages(grad_maps, s.batch * s.channels * full * int64_t(sizeof(A)));
   parallel.loop(s.batch * s.channels, grain_for(full + 8 * size), [&](int64_t begin, int64_t end, int) {

@@ -12,6 +12,7 @@ from .cam import (
     cam_inputs,
     map_inputs,
 )
+from .cam_regularization import ADAPTIVE_MIN_POOLING, SEAM_LOSSES, pooling_inputs, seam_inputs
 from .cam_training import CROP_UNCERTAIN, SEGMENTATION_LOSS, crop_inputs
 from .class_contrast import CLASS_CONTRAST, class_contrast_inputs
 from .dense_energy import DENSE_ENERGY, crf_inputs, energy_inputs, filter_inputs, logit_inputs
@@ -30,6 +31,7 @@ from .room import Room, needs_kernel
 from .topk_pool import LINEAR_TOPK_POOL, TOPK_POOL, linear_inputs, own_counts, pool_inputs
 
 ROOMS = [
+    ADAPTIVE_MIN_POOLING,
     AFFINITY_LOSS,
     AFFINITY_REFINE,
     COMPONENT_BOXES,
@@ -52,11 +54,13 @@ ROOMS = [
     PIXEL_PROTOTYPE_CONTRAST,
     PROTOTYPE_CONTRAST,
     REFINE_CAM_LABELS,
+    SEAM_LOSSES,
     SEGMENTATION_LOSS,
     TOPK_POOL,
 ]
 
 __all__ = [
+    "ADAPTIVE_MIN_POOLING",
     "AFFINITY_LOSS",
     "AFFINITY_REFINE",
     "BOXES",
@@ -78,6 +82,7 @@ __all__ = [
     "PROTOTYPE_CONTRAST",
     "REFINE_CAM_LABELS",
     "ROOMS",
+    "SEAM_LOSSES",
     "SEGMENTATION_LOSS",
     "TOPK_POOL",
     "Room",
@@ -99,8 +104,10 @@ __all__ = [
     "own_counts",
     "pair_inputs",
     "pool_inputs",
+    "pooling_inputs",
     "prototype_inputs",
     "refine_inputs",
+    "seam_inputs",
     "step_inputs",
     "token_inputs",
 ]

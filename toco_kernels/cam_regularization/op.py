@@ -50,8 +50,8 @@ def seam_losses(
         ECR   = mean of the largest `share` of |onehot(n(other_cams)) - n(revised)|, and the same with views exchanged
 
     The background of n(cams) is one minus its largest object score before `onehot` (`max_onehot`), which gets no
-    gradient. The largest of each image are those above a threshold, which is found without sorting; of equal ones on
-    it, the first get the gradient. Where kernels run, nothing of a view's size is stored, and of classes that an image
+    gradient. The largest of each image are those above a threshold, which is found without sorting; those equal to it
+    share what is missing. Where kernels run, nothing of a view's size is stored, and of classes that an image
     does not show, maps are only searched for what is no number: it makes the losses NaN, as it does when multiplied by
     a label of 0.
 
@@ -132,7 +132,8 @@ def adaptive_min_pooling_loss(
             is stored. None: they have the size of the images already.
 
     Returns:
-        The scalar loss, float32 (float64 for float64 CAMs). Classes that show a pixel equally share its gradient.
+        The scalar loss, float32 (float64 for float64 CAMs). Classes that show a pixel equally share its gradient, and
+        pixels on the threshold what is missing.
 
     Raises:
         TypeError: cams are no tensor of floating point.

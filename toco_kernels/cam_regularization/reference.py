@@ -50,12 +50,7 @@ def min_pooling_loss(
     """The mean of the quarter of each image's pixels that show its classes least."""
     shown = stretched(cams, size) * present(image_labels, cams)
     shown = shown.amax(dim=1).flatten(1)
-    kept = shown.shape[1] // 4
-    largest = shown.kthvalue(kept, dim=1, keepdim=True).values
-    below = shown < largest
-    total = (F.relu(shown) * below).sum(dim=1, keepdim=True)
-    total = total + F.relu(largest) * (kept - below.sum(dim=1, keepdim=True))
-    return mean(total) / kept
+    return -mean_of_largest(-F.relu(shown), shown.shape[1] // 4)
 
 
 def compared(maps: Tensor, image_labels: Tensor, view: list[int], size: list[int]) -> Tensor:  # (B, C, *size)
@@ -95,12 +90,14 @@ def mean_of_largest(
     x: Tensor,  # (B, …)
     k: int,
 ) -> Tensor:  # ()
-    """The mean of each image's k largest: those above the k-th, and as many times that one as are missing."""
+    """The mean of each image's k largest: those above the k-th, and of those equal to it as much as is missing."""
     x = x.flatten(1)
-    least = x.kthvalue(x.shape[1] - k + 1, dim=1, keepdim=True).values
-    above = x > least
-    total = (x * above).sum(dim=1, keepdim=True) + least * (k - above.sum(dim=1, keepdim=True))
-    return mean(total) / k
+    with torch.no_grad():
+        least = x.kthvalue(x.shape[1] - k + 1, dim=1, keepdim=True).values
+        above, equal = x > least, x == least
+        missing = k - above.sum(dim=1, keepdim=True, dtype=x.dtype)
+        weights = above + equal * (missing / equal.sum(dim=1, keepdim=True).clamp_min(1))
+    return mean((x * weights).sum(dim=1)) / k
 
 
 def mean(x: Tensor) -> Tensor:  # ()
