@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from rooms import (
     affinity_refine,
     cam,
+    cam_regularization,
     cam_training,
     class_contrast,
     dense_energy,
@@ -83,6 +84,18 @@ def estimates(height, width, channels, share, **others):
     return prototypes.prototype_inputs(width=channels, size=(height, width), k=k, **others)
 
 
+def views(height, width, other_height, other_width, first, second, **others):
+    """Maps of two views, on their grids or stretched."""
+    sizes = None if first is None else (first, second)
+    return cam_regularization.seam_inputs(
+        size=(height, width), other_size=(other_height, other_width), sizes=sizes, **others
+    )
+
+
+def one_view(height, width, first, **others):
+    return cam_regularization.pooling_inputs(size=(height, width), **others) | {"size": first}
+
+
 def filters(kernel, batch, classes, height, width, **sigmas):
     return dense_energy.filter_inputs(kernel, batch, classes, height, width, **sigmas)
 
@@ -106,7 +119,31 @@ MAPS = {
 }
 SIGMAS = {"sigma_rgb": st.floats(1, 60), "sigma_xy": st.floats(1, 60)}
 
+VIEW = st.tuples(st.integers(2, 40), st.integers(2, 40))
+TWO = st.integers(2, 12)
+
 SPACES = fuzz_pairs.SPACES | {
+    "seam_losses": Space(
+        views,
+        {
+            "batch": BATCH,
+            "classes": CLASSES,
+            "height": TWO,
+            "width": TWO,
+            "other_height": TWO,
+            "other_width": TWO,
+            "first": st.none() | VIEW,
+            "second": VIEW,
+            "present": SHARE,
+            "share": st.sampled_from([0.2, 0.01, 1.0]),
+        },
+        (cam_regularization.raised,),
+    ),
+    "adaptive_min_pooling_loss": Space(
+        one_view,
+        {"batch": BATCH, "classes": CLASSES, "height": TWO, "width": TWO, "first": st.none() | VIEW, "present": SHARE},
+        (cam_regularization.raised,),
+    ),
     "affinity_refine": Space(
         affinity_refine.refine_inputs,
         {

@@ -24,7 +24,8 @@ TOCO_TARGET void normalised_row(const A* wide, Between<A> y, int64_t width, Rang
 #pragma omp simd
   for (int64_t x = 0; x < width; ++x) {
     const A above = row[x] - range.low - A(kRangeEpsilon);
-    row[x] = above < 0 ? A(0) : above / length;
+    const A value = above / length;
+    row[x] = above < 0 ? A(0) : value;
   }
 }
 
@@ -79,30 +80,32 @@ TOCO_TARGET void compared_backward(const A* map, const Route<A>& route, Range<A>
   int64_t lows = 0, highs = 0;
   for (int64_t y = 0; y < view.to.height; ++y) {
     stretched_row(wide, view.rows[y], width, row);
-    const A* g = grad_view + y * width;
+    A* g = grad_view + y * width;
+#pragma omp simd
+    for (int64_t x = 0; x < width; ++x) {
+      const A own = g[x] / length;
+      g[x] = row[x] - range.low - A(kRangeEpsilon) > 0 ? own : A(0);
+    }
     A active = 0, values = 0;
     int low = 0, high = 0;
 #pragma omp simd reduction(+ : active, values, low, high)
     for (int64_t x = 0; x < width; ++x) {
-      const A above = row[x] - range.low - A(kRangeEpsilon);
-      active += above > 0 ? g[x] : A(0);
-      values += above > 0 ? above * g[x] : A(0);
+      active += g[x];
+      values += (row[x] - range.low - A(kRangeEpsilon)) * g[x];
       low += row[x] == range.low;
       high += row[x] == range.high;
     }
     of_active += active, of_values += values / length;
     lows += low, highs += high;
   }
-  const A of_low = lows ? A((of_values - of_active) / length / lows) : A(0);
-  const A of_high = highs ? A(-of_values / length / highs) : A(0);
+  const A of_low = lows ? A((of_values - of_active) / lows) : A(0);
+  const A of_high = highs ? A(-of_values / highs) : A(0);
   for (int64_t y = 0; y < view.to.height; ++y) {
     stretched_row(wide, view.rows[y], width, row);
     A* g = grad_view + y * width;
 #pragma omp simd
     for (int64_t x = 0; x < width; ++x) {
-      const A above = row[x] - range.low - A(kRangeEpsilon);
-      const A slope = (above > 0 ? g[x] / length : A(0)) + (row[x] == range.low ? of_low : A(0)) +
-                      (row[x] == range.high ? of_high : A(0));
+      const A slope = g[x] + (row[x] == range.low ? of_low : A(0)) + (row[x] == range.high ? of_high : A(0));
       g[x] = row[x] > 0 ? slope : A(0);
     }
   }

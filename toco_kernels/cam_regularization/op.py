@@ -63,7 +63,7 @@ def seam_losses(
         image_labels: (B, C - 1) not 0 where an image shows a class; without background.
         share: of the differences of each image, in (0, 1]; at least one difference counts.
         sizes: (H, W) in pixels of both views, to which class maps are stretched before anything else, and at the second
-            of which they are compared. SEAM: those of its images, 448 × 448 and 128 × 128. None: they are there already.
+            of which they are compared. SEAM: those of its images, 448 × 448 and 128 × 128. None: maps as they are.
 
     Returns:
         ER, with a gradient to both CAMs, and ECR (of both directions together), with one to both revised CAMs. float32
@@ -103,7 +103,7 @@ def seam_losses(
     dtype = accumulate_dtype(cams.dtype)
     cams, other_cams, revised, other_revised = (x.to(dtype) for x in (cams, other_cams, revised, other_revised))
     er = _equivariant(cams, other_cams, image_labels, view, size, size)
-    kept = max(1, int(share * classes * size[0] * size[1]))
+    kept = max(1, int(share * (classes * size[0] * size[1])))  # in this order, as published: it is rounded
     ecr = _cross_equivariant(revised, other_cams.detach(), image_labels, view, size, size, kept)
     return er, ecr + _cross_equivariant(other_revised, cams.detach(), image_labels, size, view, size, kept)
 
@@ -126,8 +126,8 @@ def adaptive_min_pooling_loss(
 
     Args:
         cams: (B, C, h, w) of objects only, any floating dtype.
-        image_labels: (B, C) not 0 where an image shows a class, any dtype: the others' scores are 0, as published. None:
-            the maps are zero already for classes that an image does not show.
+        image_labels: (B, C) not 0 where an image shows a class, any dtype: the others' scores are 0, as published.
+            None: the maps are zero already for classes that an image does not show.
         size: (H, W), to which maps are stretched first (bilinear, aligned corners); where kernels run, no stretched map
             is stored. None: they have the size of the images already.
 

@@ -242,4 +242,3 @@ class PPCCriterion(WithProcessGroup):
     def extra_repr(self) -> str:
         """The options, in the module's printed form."""
         return f"variant={self.config.variant!r}"
-
