@@ -96,7 +96,7 @@ def test_compiled_backbone():
 
 
 def test_compiled_backbone_at_many_sizes():
-    """A graph for the first size and one for all others; a size of its own for each would soon be too many."""
+    """A graph for the first size and one for all others (torch 2.11: two); one for each size would soon be too many."""
     graphs = []
     model = tiny_toco(replace(TINY, aux_layer=0), options={"depth": 1}).eval()
     compiled = copy.deepcopy(model)
@@ -105,7 +105,7 @@ def test_compiled_backbone_at_many_sizes():
         images = torch.randn(1, 3, *size)
         expected, actual = (x.predict(images, scales=(1, 1.5, 1.25), flip="sum") for x in (model, compiled))
         torch.testing.assert_close(actual, expected)
-    assert len(graphs) == 2
+    assert 2 <= len(graphs) <= 3
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])

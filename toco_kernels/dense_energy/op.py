@@ -146,7 +146,7 @@ def dense_energy_from_logits(
         raise bad_value("scale_factor", f"be positive and leave pixels of {(height, width)}", scale_factor)
     ignore_index = integer(ignore_index, "ignore_index", least=-(1 << 63))
 
-    hash(scale_factor)  # makes it a constant of compiled graphs: no size there may depend on a variable
+    (scale_factor,) = {scale_factor}  # a constant of compiled graphs, as a member: no size may depend on a variable
     rows, columns = (_nearest(size, scale_factor, logits.device) for size in (height, width))
     check_work("dense_energy_from_logits", kernel, logits, (len(rows), len(columns)), 1)
     image = _at(image, rows, columns).to(geometry_dtype(kernel, logits))
