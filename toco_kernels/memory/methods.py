@@ -121,6 +121,11 @@ _PPC = [
     ),
 ]
 
+_SEAM = [
+    Operator("seam_losses", "bench_cam_regularization", _cams),
+    Operator("adaptive_min_pooling_loss", "bench_cam_regularization", _cams),
+]
+
 METHODS = {
     "toco": Method(
         "deit_base_patch16_224",
@@ -139,7 +144,7 @@ METHODS = {
             Operator("dense_energy_from_logits", "bench_dense_energy", _logits, ours_on_gpu="bench_dense_energy_exact"),
         ],
     ),
-    "ppc": Method("resnet50", _dilated, _PPC),  # on SEAM
+    "ppc": Method("resnet50", _dilated, [*_PPC, *_SEAM]),  # on SEAM
     "ppc-eps": Method("resnet50", _dilated, _PPC),
     "tkp-pcl": Method(
         "vit_base_patch16_384",
