@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from .._library import accumulate_dtype, define_loss
+from .._library import accumulate_dtype, define_loss, register_triton
 from ..common.checks import check_floating, check_same_device, check_tensor, checked_image_labels
 from ..common.errors import bad_value, integer, number
 from . import reference
@@ -28,6 +28,8 @@ _min_pooling = define_loss(
     room="cam_regularization",
     reference=reference.min_pooling_loss,
 )
+for _op in ("equivariant_loss", "cross_equivariant_loss", "min_pooling_loss"):
+    register_triton(_op)
 
 Size = tuple[int, int]
 

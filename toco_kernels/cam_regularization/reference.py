@@ -92,12 +92,19 @@ def mean_of_largest(
 ) -> Tensor:  # ()
     """The mean of each image's k largest: those above the k-th, and of those equal to it as much as is missing."""
     x = x.flatten(1)
-    with torch.no_grad():
-        least = x.kthvalue(x.shape[1] - k + 1, dim=1, keepdim=True).values
-        above, equal = x > least, x == least
-        missing = k - above.sum(dim=1, keepdim=True, dtype=x.dtype)
-        weights = above + equal * (missing / equal.sum(dim=1, keepdim=True).clamp_min(1))
-    return mean((x * weights).sum(dim=1)) / k
+    return mean((x * weights_of_largest(x, k)).sum(dim=1)) / k
+
+
+@torch.no_grad()
+def weights_of_largest(
+    x: Tensor,  # (B, n)
+    k: int,
+) -> Tensor:  # (B, n)
+    """1 for each row's k largest, less where several are equal to the k-th, 0 for all others."""
+    least = x.kthvalue(x.shape[1] - k + 1, dim=1, keepdim=True).values
+    above, equal = x > least, x == least
+    missing = k - above.sum(dim=1, keepdim=True, dtype=x.dtype)
+    return above + equal * (missing / equal.sum(dim=1, keepdim=True).clamp_min(1))
 
 
 def mean(x: Tensor) -> Tensor:  # ()

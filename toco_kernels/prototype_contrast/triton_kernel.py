@@ -8,6 +8,7 @@ import torch
 import triton
 from torch import Tensor
 
+from ..common.triton_corners import most_targets, scale_of
 from ..common.triton_precision import dot_precision
 from . import reference
 from .triton_contrast import contrast_kernel, count_kernel, mean_kernel
@@ -164,8 +165,8 @@ def resize_corners_backward(
         planes,
         *size,
         *resized,
-        *((n - 1) / max(m - 1, 1) for n, m in zip(size, resized, strict=True)),
-        *(triton.cdiv(2 * (m - 1), max(n - 1, 1)) + 2 for n, m in zip(size, resized, strict=True)),
+        *(scale_of(*n) for n in zip(size, resized, strict=True)),
+        *(most_targets(*n) for n in zip(size, resized, strict=True)),
         BLOCK_X=block_x,
         BLOCK_P=block_p,
     )

@@ -6,29 +6,7 @@ PyTorch's own scatters it, in whichever order programs end.
 import triton
 import triton.language as tl
 
-
-@triton.jit
-def share_of(
-    position,  # in the source
-    target,  # position in what was resized from it
-    size,  # of the source
-    resized,
-    scale,  # (size - 1) / (resized - 1)
-):
-    """How much of a position went into a target; 0 where the target lies elsewhere, or outside."""
-    at = scale * target.to(tl.float32)
-    near = tl.minimum(at.to(tl.int32), size - 1)
-    share = at - near.to(tl.float32)
-    weight = tl.where(position == near, 1 - share, 0.0)
-    weight += tl.where(position == tl.minimum(near + 1, size - 1), share, 0.0)
-    return tl.where(target < resized, weight, 0.0)
-
-
-@triton.jit
-def first_target(position, size, resized):
-    """The first target whose two neighbours may include the position, or one before it."""
-    last = tl.maximum(size - 1, 1)
-    return (tl.maximum(position - 1, 0).to(tl.int64) * (resized - 1) // last).to(tl.int32)
+from ..common.triton_corners import first_target, share_of
 
 
 @triton.jit(
