@@ -48,5 +48,5 @@ def share_of(
 @triton.jit
 def first_target(position, size, resized):
     """The first target whose two neighbours may include the position, or one before it."""
-    last = tl.maximum(size - 1, 1)
-    return (tl.maximum(position - 1, 0).to(tl.int64) * (resized - 1) // last).to(tl.int32)
+    last = tl.maximum(size - 1, 1).to(tl.uint32)  # of 32 bits: sides of maps are below 2¹⁶, and longer divisions slow
+    return (tl.maximum(position - 1, 0).to(tl.uint32) * (resized - 1) // last).to(tl.int32)
