@@ -28,13 +28,14 @@ SYSTEMS = {  # where wheels are built with kernels, and where that of pure Pytho
     "macOS": False,
     "Windows": False,
 }
-BUILT, TESTED, ON_GPU, NEVER = "built", "CI-tested", "run on a GPU", "never run"
+BUILT, TESTED, ONCE, ON_GPU, NEVER = "built", "CI-tested", "tested once", "run on a GPU", "never run"
 INTRODUCTION = """# What is supported
 
 Written by `python docs/support.py` from files of the repository; `make check` fails when it is out of date.
 
 * **built**: it can be compiled and packed (`make wheel`), and nothing more is claimed.
-* **CI-tested**: all tests that need no GPU passed there.
+* **CI-tested**: all tests that need no GPU pass there, whenever something changes.
+* **tested once**: they passed there by hand, before some release.
 * **run on a GPU**: results measured there are in `benchmarks/results`, each verified before it was timed.
 * **never run**: nobody has tried. It may work: `python -m toco_kernels doctor` tells, and we would like to know.
 """
@@ -75,18 +76,23 @@ def _systems(known: dict) -> list[str]:
     pythons = [python for python in PYTHONS if not _older(python, known["python"])]
     rows = []
     for system, compiled in SYSTEMS.items():
-        tested = {run["python"] for run in known["runs"] if run["os"] == system}
+        runs = sorted((run for run in known["runs"] if run["os"] == system), key=lambda run: run["by"] == "CI")
+        tested = {run["python"]: _tested(run) for run in runs}
         otherwise = BUILT if compiled else f"{NEVER}; the wheel of pure Python"
-        rows.append([system, *(TESTED if python in tested else otherwise for python in pythons)])
+        rows.append([system, *(tested.get(python, otherwise) for python in pythons)])
     text = "## System and Python, on the CPU\n"
     return [text, *_table(["", *(f"Python {python}" for python in pythons)], rows), ""]
+
+
+def _tested(run: dict) -> str:
+    return TESTED if run["by"] == "CI" else ONCE
 
 
 def _torches(known: dict) -> list[str]:
     """One binary serves all, by the stable ABI; these it was tried under."""
     tried = {}
     for run in known["runs"]:
-        tried.setdefault((run["torch"], run["cuda"]), set()).add(f"{TESTED}, on the CPU")
+        tried.setdefault((run["torch"], run["cuda"]), set()).add(f"{_tested(run)}, on the CPU")
     for result in known["GPU runs"]:
         machine = result["machine"]
         tried.setdefault((_two(machine["torch"]), machine["cuda"]), set()).add(f"{ON_GPU}: {machine['gpu']}")

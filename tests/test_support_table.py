@@ -42,6 +42,15 @@ def test_only_what_was_recorded_is_tested(known):
     assert "the oldest" not in page
 
 
+def test_what_is_tested_by_hand_is_not_ci(known):
+    run = {"os": "Linux x86_64", "python": "3.12", "torch": "2.11", "cuda": None, "by": "hand"}
+    page = support.page({**known, "runs": [run]})
+    assert line(page, "Linux x86_64")[3] == "tested once"
+    assert line(page, "2.11")[2] == "tested once, on the CPU"
+    both = support.page({**known, "runs": [{**run, "torch": "2.14", "by": "CI"}, run]})
+    assert line(both, "Linux x86_64")[3] == "CI-tested"
+
+
 def test_only_what_was_measured_has_run_on_a_gpu(known):
     known = copy.deepcopy(known)
     known["GPU runs"] = []
