@@ -1,10 +1,13 @@
 """cam_regularization: SEAM's and EPS's losses, against the published sequence of operations."""
 
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
 
 from toco_kernels import adaptive_min_pooling_loss, compat, max_norm, max_onehot, saliency_loss, seam_losses
+from toco_kernels.cam_regularization.maps import stretched_mean
 
 
 def maps(*shape, seed=0):
@@ -143,6 +146,34 @@ def test_nothing_is_zero(device):
     assert [loss.item() for loss in losses_of([x[:0] for x in views(device)])] == [0, 0, 0, 0]
     *cams, labels = views(device)
     assert seam_losses(*cams, labels, share=1e-6)[1] >= seam_losses(*cams, labels)[1]
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("sizes", [None, ((20, 31), (12, 13))])
+def test_what_is_not_finite_is_not_lost(value, sizes, device):
+    """Wherever it is read, also in a class that the image does not show; where nobody reads it, nothing changes."""
+    for name, channel, er, ecr in (
+        *(("cams", c, True, True) for c in (1, 2)),
+        ("cams", 0, False, False),
+        *(("revised", c, False, True) for c in (0, 1, 2)),
+        ("other_revised", 4, False, True),
+    ):
+        *maps, labels = views(device)
+        maps = dict(zip(("cams", "other_cams", "revised", "other_revised"), maps, strict=True))
+        maps[name][0, channel, 1, 2] = value
+        for x in maps.values():
+            x.requires_grad_()
+        losses = seam_losses(**maps, image_labels=labels, sizes=sizes)
+        assert [loss.isnan().item() for loss in losses] == [er, ecr], (name, channel)
+        if er or ecr:
+            assert torch.autograd.grad(sum(losses), maps[name])[0].isnan().any()
+
+
+def test_stretched_mean(device):
+    for grid, size in (((5, 7), (20, 31)), ((9, 12), (4, 5)), ((1, 3), (8, 9)), ((6, 6), (6, 6))):
+        x = maps(2, 3, *grid).to(device)
+        expected = F.interpolate(x, size=size, mode="bilinear", align_corners=True).mean(dim=(2, 3))
+        torch.testing.assert_close(stretched_mean(x, size), expected)
 
 
 def test_nothing_waits_for_the_host(device):

@@ -1,7 +1,7 @@
 // SEAM's losses on class maps. Spec: toco_kernels/cam_regularization/reference.py
 //
 // Nothing of an image's size is kept for each class: a map is stretched row by row, whenever its rows are needed, and
-// maps of classes that an image does not show are only searched for what is no number.
+// maps of classes that an image does not show are only searched for what is not finite.
 #pragma once
 #include <cstdint>
 

@@ -44,7 +44,7 @@ void equivariant_loss_cpu(const A* cams, const A* other_cams, Flags image_labels
       return;
     }
     A *one = buffer.data + thread * each, *two = one + pixels, *scratch = two + pixels;
-    Range<A> range, other_range;
+    MapRange<A> range, other_range;
     CALL_BEST_ISA(compared, map, route, scratch, &range, one);
     CALL_BEST_ISA(compared, other, other_route, scratch, &other_range, two);
     double sum = 0;
@@ -76,6 +76,8 @@ struct Largest {
   double sum = 0;
 
   Largest(const A* differences, int64_t count, int64_t kept) {
+    sum = not_finite(differences, count);
+    if (sum != sum) return;  // what is no number has no order
     if (kept < count) {
       Buffer<A> sorted(count);
       std::copy_n(differences, count, sorted.data);
@@ -131,10 +133,10 @@ double cross_image(const CrossViews<A>& v, int64_t b, const Parallel& parallel) 
   const int64_t count = int64_t(shown.size()), each = pixels + std::max(v.route.scratch(), v.other_route.scratch());
   const auto map_of = [&](int64_t i) { return v.revised + (b * s.classes + shown[i]) * grid; };
   Buffer<A> maps(count * pixels), differences(count * pixels), buffer(parallel.threads * each);
-  std::vector<Range<A>> ranges(count);
+  std::vector<MapRange<A>> ranges(count);
 
   parallel.in_turn(count - 1, work_of(s.other_cams), [&](int64_t i, int thread) {
-    Range<A> unused;
+    MapRange<A> unused;
     CALL_BEST_ISA(compared, v.other_cams + (b * s.classes + shown[i + 1]) * other_grid, v.other_route,
                   buffer.data + thread * each, &unused, maps.data + (i + 1) * pixels);
   });

@@ -3,7 +3,7 @@
 #include "cam_regularization/stretch.h"
 
 template <typename A>
-TOCO_TARGET void range_of(const A* wide, const Stretch<A>& stretch, A* row, Range<A>* range) {
+TOCO_TARGET void range_of(const A* wide, const Stretch<A>& stretch, A* row, MapRange<A>* range) {
   A low = std::numeric_limits<A>::max(), high = 0;
   for (const Between<A>& y : stretch.rows) {
     stretched_row(wide, y, stretch.to.width, row);
@@ -18,7 +18,7 @@ TOCO_TARGET void range_of(const A* wide, const Stretch<A>& stretch, A* row, Rang
 
 // A row of the view, its range brought to 0 … 1.
 template <typename A>
-TOCO_TARGET void normalised_row(const A* wide, Between<A> y, int64_t width, Range<A> range, A* row) {
+TOCO_TARGET void normalised_row(const A* wide, Between<A> y, int64_t width, MapRange<A> range, A* row) {
   stretched_row(wide, y, width, row);
   const A length = range.length();
 #pragma omp simd
@@ -31,7 +31,7 @@ TOCO_TARGET void normalised_row(const A* wide, Between<A> y, int64_t width, Rang
 
 // The map as it is compared; and its range, which the backward needs.
 template <typename A>
-TOCO_TARGET void compared(const A* map, const Route<A>& route, A* scratch, Range<A>* range, A* out) {
+TOCO_TARGET void compared(const A* map, const Route<A>& route, A* scratch, MapRange<A>* range, A* out) {
   const Stretch<A>&view = route.view, &last = route.last;
   const int64_t width = view.to.width;
   A *wide = scratch, *near = wide + view.wide(), *far = near + width;
@@ -53,8 +53,8 @@ TOCO_TARGET void compared(const A* map, const Route<A>& route, A* scratch, Range
 //     v = max(0, r - low - epsilon) / length,   length = high - low + epsilon
 //     dv/dlow = v / length - [v > 0] / length,  dv/dhigh = -v / length,   shared by all pixels that are as low or high
 template <typename A>
-TOCO_TARGET void compared_backward(const A* map, const Route<A>& route, Range<A> range, const A* grad_out, A* scratch,
-                                   A* grad) {
+TOCO_TARGET void compared_backward(const A* map, const Route<A>& route, MapRange<A> range, const A* grad_out,
+                                   A* scratch, A* grad) {
   const Stretch<A>&view = route.view, &last = route.last;
   const int64_t width = view.to.width, pixels = view.to.pixels();
   A *wide = scratch, *row = wide + view.wide(), *grad_row = row + width, *grad_view = grad_row + width;

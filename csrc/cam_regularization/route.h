@@ -38,17 +38,17 @@ struct Route {
 };
 
 template <typename A>
-struct Range {
+struct MapRange {
   A low, high;
   A length() const { return high - low + A(kRangeEpsilon); }
 };
 
-// 0, or no number where a map has one that is none, or too large: a loss that looks at few of the maps adds this up.
+// 0, or no number where maps have one that is none, or infinite: a loss that looks at few of the maps adds this up.
 template <typename A>
 double not_finite(const A* maps, int64_t size) {
   A sum = 0;
 #pragma omp simd reduction(+ : sum)
-  for (int64_t i = 0; i < size; ++i) sum += (maps[i] < 0 ? A(0) : maps[i]) * A(0);
+  for (int64_t i = 0; i < size; ++i) sum += maps[i] * A(0);
   return sum;
 }
 

@@ -54,7 +54,7 @@ def seam_losses(
     The background of n(cams) is one minus its largest object score before `onehot` (`max_onehot`), which gets no
     gradient. The largest of each image are those above a threshold, which is found without sorting; those equal to it
     share what is missing. Where kernels run, nothing of a view's size is stored, and of classes that an image
-    does not show, maps are only searched for what is no number: it makes the losses NaN, as it does when multiplied by
+    does not show, maps are only searched for what is not finite: it makes the losses NaN, as it does when multiplied by
     a label of 0.
 
     Args:
