@@ -32,6 +32,7 @@ def main() -> str | None:
     parser.add_argument("--results", type=Path, default=RESULTS)
     args = parser.parse_args()
     machines = [json.loads(file.read_text()) for file in sorted(args.results.glob("*.json"))]
+    machines.sort(key=lambda machine: sum(map(_is_stale, machine["rows"])) / max(1, len(machine["rows"])))  # the newest first
     for page in args.readme:
         before = page.read_text()
         after = fill(before, machines)
@@ -161,9 +162,14 @@ def _table(rows: list[dict]) -> str:
     return "".join(f"| {' | '.join(row)} |\n" for row in cells)
 
 
+def _is_stale(row: dict) -> bool:
+    """Whether its room has changed since."""
+    return row["sources"] != sources(_room(row["op"]))
+
+
 def _line(line: dict[str, dict], rivals: list[str]) -> list[str]:
     row, ours = next(iter(line.values())), line.get(OURS)
-    stale = any(row["sources"] != sources(_room(row["op"])) for row in line.values())
+    stale = any(map(_is_stale, line.values()))
     case = row["case"] + (f" *({STALE})*" if stale else "")
     dtype = row["dtype"] if row["precision"] == row["dtype"] else f"{row['dtype']}, {row['precision']}"
     timer = f"wall, {row['threads']} threads" if row["timer"] == "wall" else f"{row['timer']}, {row['cache']} L2"
