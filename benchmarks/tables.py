@@ -32,7 +32,9 @@ def main() -> str | None:
     parser.add_argument("--results", type=Path, default=RESULTS)
     args = parser.parse_args()
     machines = [json.loads(file.read_text()) for file in sorted(args.results.glob("*.json"))]
-    machines.sort(key=lambda machine: sum(map(_is_stale, machine["rows"])) / max(1, len(machine["rows"])))  # the newest first
+    machines.sort(
+        key=lambda machine: sum(map(_is_stale, machine["rows"])) / max(1, len(machine["rows"]))
+    )  # the newest first
     for page in args.readme:
         before = page.read_text()
         after = fill(before, machines)
